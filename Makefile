@@ -1,0 +1,97 @@
+# The executable theory of diffusion transformers.
+#
+# Every target works on a fresh clone with nothing but Python 3.11-3.13, make and git: it creates
+# .venv and installs what it needs, once. pip reads its own variables; on Linux without a GPU,
+# PIP_EXTRA_INDEX_URL pointing at a CPU wheel index saves gigabytes (see README.md).
+
+VENV      := .venv
+PY        := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+PAGES     := $(VENV)/.installed-pages
+HTML      := _build/html
+NOTEBOOKS  = $(wildcard book/*.ipynb)
+PORT      ?= 8000
+
+# One thread a process: the test workers already fill the cores, and sums stay reproducible.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help book serve test lint unit test-notebooks notebooks format ledger \
+        bench check-pages check-colab clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- set-up ---------------------------------------------------------------------------------
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@python=$$(tools/find_python.sh) && { test -x $(PY) || "$$python" -m venv $(VENV); }
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(PAGES): tools/requirements-pages.txt $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# ---- the book -------------------------------------------------------------------------------
+
+book: $(INSTALLED) ## build the book into _build/html (every warning is an error)
+	@rm -rf _build   # an incremental build forgets the warnings of unchanged pages, and old pages stay
+	$(VENV)/bin/jupyter-book build . -W --keep-going -n --builder html
+	@echo
+	@echo "The book:  $(HTML)/index.html"
+	@echo "Serve it:  $(PY) -m http.server --directory $(HTML) --bind 127.0.0.1 $(PORT)"
+
+serve: book ## build the book and serve it on http://127.0.0.1:8000
+	$(PY) -m http.server --directory $(HTML) --bind 127.0.0.1 $(PORT)
+
+notebooks: $(INSTALLED) ## execute every notebook in place, then put it in normal form
+	$(PY) tools/execute_notebooks.py $(NOTEBOOKS)
+
+ledger: $(INSTALLED) ## rewrite book/ledger.md from book/statements.toml and the markers
+	$(PY) tools/ledger.py
+
+# ---- tests ----------------------------------------------------------------------------------
+
+test: lint unit test-notebooks ## everything that must hold: lint, normal form, ledger, tests, notebooks
+
+lint: $(INSTALLED) ## style, formatting, notebooks in normal form, ledger up to date
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) tools/normalise_notebooks.py --check
+	$(PY) tools/ledger.py --check
+
+unit: $(INSTALLED) ## the tests of the package, the tools and the book's hygiene
+	$(PY) -m pytest tests -n 2
+
+test-notebooks: $(INSTALLED) ## execute every notebook and compare with the committed outputs
+	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+	    --nbval-sanitize-with tools/nbval_sanitise.cfg -n 2 --dist loadfile $(NOTEBOOKS)
+
+format: $(INSTALLED) ## format the code and the notebooks, fix what ruff can fix
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(PY) tools/normalise_notebooks.py
+
+bench: $(INSTALLED) ## side-by-side timings against named peers
+	$(PY) -m benchmarks $(BENCH)
+
+check-pages: $(PAGES) ## check every built page in headless Chromium (run `make book` first)
+	$(PY) tools/check_pages.py $(CHECK_PAGES)
+
+check-colab: $(INSTALLED) ## run the notebooks where torch is installed and the package is not
+	$(PY) tools/check_colab.py $(CHECK_COLAB)
+
+# ---- cleaning -------------------------------------------------------------------------------
+
+clean: ## remove what was built, keep the environment
+	rm -rf _build .pytest_cache .ruff_cache book/.ruff_cache .hypothesis .coverage
+	find src tests tools book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV) src/*.egg-info

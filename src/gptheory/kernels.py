@@ -1,0 +1,353 @@
+"""Covariances: temporal kernels, their Gram matrices, truncation and tapers; spatial covariances.
+
+A temporal kernel is a function of the lag between two frames, ``kernel(lag) -> values`` with
+``kernel(0) == 1``; its Gram matrix :math:`\\Gamma_{ij} = \\gamma(|i-j|)` is the temporal factor of
+the covariance :math:`\\Gamma \\otimes \\Sigma`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor
+
+from .validation import require_count, require_finite, require_positive, require_symmetric
+
+
+class Kernel(ABC):
+    """A stationary temporal kernel: an immutable function of the lag, 1 at lag 0."""
+
+    def __call__(self, lag: Tensor | float) -> Tensor:
+        """Evaluate the kernel.
+
+        Args:
+            lag: distance in frames, any shape; its sign is ignored.
+
+        Returns:
+            Values of the same shape, device and floating dtype (float64 for integers and floats).
+        """
+        return self._values(_floating(lag).abs())
+
+    @abstractmethod
+    def _values(self, lag: Tensor) -> Tensor:
+        """The kernel at a non-negative floating-point lag."""
+
+
+@dataclass(frozen=True)
+class PowerExponential(Kernel):
+    r""":math:`\gamma(r) = \exp(-(r/\ell)^\nu)`, the kernel of the paper's experiments.
+
+    ``exponent`` 1 is the Ornstein-Uhlenbeck process, 2 the squared exponential. Larger exponents
+    and smaller lengthscales decay faster. Source: FDGWC Data model.
+
+    Args:
+        lengthscale: :math:`\ell > 0`, in frames.
+        exponent: :math:`\nu \in (0, 2]`; above 2 the function is no covariance.
+
+    Raises:
+        ValueError: for a lengthscale or exponent out of range.
+    """
+
+    lengthscale: float
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("lengthscale", self.lengthscale)
+        if not 0 < self.exponent <= 2:
+            raise ValueError(f"exponent must lie in (0, 2], got {self.exponent!r}")
+
+    def _values(self, lag: Tensor) -> Tensor:
+        return torch.exp(-((lag / self.lengthscale) ** self.exponent))
+
+
+@dataclass(frozen=True)
+class Matern(Kernel):
+    r"""Matérn kernel of any smoothness, with :math:`x = \sqrt{2\nu}\, r/\ell`,
+
+    .. math:: \gamma(r) = m_\nu(x) = \frac{2^{1-\nu}}{\Gamma(\nu)}\, x^\nu K_\nu(x).
+
+    Smoothness 1/2, 3/2, 5/2, … are closed forms :math:`e^{-x}`, :math:`(1+x)e^{-x}`,
+    :math:`(1+x+x^2/3)e^{-x}`, …; ``math.inf`` is the squared exponential
+    :math:`e^{-r^2/2\ell^2}`. Source: Rasmussen and Williams 2006, Section 4.2.
+
+    Every order follows from two orders in (0, 2] by the upward Bessel recurrence, which in this
+    normalisation has only positive terms and cannot overflow:
+    :math:`m_{\nu+1} = m_\nu + \frac{x^2}{4\nu(\nu-1)} m_{\nu-1}`.
+
+    Args:
+        lengthscale: :math:`\ell > 0`, in frames.
+        smoothness: :math:`\nu > 0`; sample paths have derivatives of every order below it.
+
+    Raises:
+        ValueError: for a parameter that is not positive.
+
+    Accuracy: 1e-13 relative to the value at lag 0, in float64.
+    """
+
+    lengthscale: float
+    smoothness: float
+
+    def __post_init__(self) -> None:
+        require_positive("lengthscale", self.lengthscale)
+        if self.smoothness != math.inf:
+            require_positive("smoothness", self.smoothness)
+
+    def _values(self, lag: Tensor) -> Tensor:
+        r = lag / self.lengthscale
+        if self.smoothness == math.inf:
+            return torch.exp(-(r**2) / 2)
+        x = math.sqrt(2 * self.smoothness) * r
+        order = self.smoothness - math.ceil(self.smoothness) + 1  # in (0, 1]
+        log_value = _log_matern(order, x)
+        if self.smoothness > 1:
+            ratio = torch.exp(log_value - _log_matern(order + 1, x))  # m_(nu - 1) / m_nu
+            log_value, order = _log_matern(order + 1, x), order + 1
+        while order < self.smoothness - 0.5:
+            growth = 1 + x**2 / (4 * order * (order - 1)) * ratio
+            log_value, ratio, order = log_value + growth.log(), 1 / growth, order + 1
+        return log_value.exp()
+
+
+def _log_matern(order: float, x: Tensor) -> Tensor:
+    """log m_order(x) for an order in (0, 2], in logarithms so that large lags do not underflow."""
+    if order == 0.5:
+        return -x
+    if order == 1.5:
+        return torch.log1p(x) - x
+    z = x.detach().cpu().double().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_bessel = np.log(special.kve(order, z)) - z
+        log_value = (1 - order) * math.log(2) - special.gammaln(order) + order * np.log(z)
+        log_value = np.where(z < 1e-150, 0.0, log_value + log_bessel)
+    return torch.as_tensor(log_value, dtype=x.dtype, device=x.device)
+
+
+@dataclass(frozen=True)
+class RationalQuadratic(Kernel):
+    r""":math:`\gamma(r) = (1 + r^2 / (2 a \ell^2))^{-a}`: a mixture of lengthscales, heavy tailed.
+
+    Source: Rasmussen and Williams 2006, Section 4.2.
+
+    Args:
+        lengthscale: :math:`\ell > 0`, in frames.
+        mixture: :math:`a > 0`; the tail decays as :math:`r^{-2a}`.
+
+    Raises:
+        ValueError: for a parameter that is not positive.
+    """
+
+    lengthscale: float
+    mixture: float
+
+    def __post_init__(self) -> None:
+        require_positive("lengthscale", self.lengthscale)
+        require_positive("mixture", self.mixture)
+
+    def _values(self, lag: Tensor) -> Tensor:
+        scaled = lag**2 / (2 * self.mixture * self.lengthscale**2)
+        return torch.exp(-self.mixture * torch.log1p(scaled))
+
+
+@dataclass(frozen=True)
+class Periodic(Kernel):
+    r""":math:`\gamma(r) = \exp(-2 \sin^2(\pi r / p) / \ell^2)`: it returns every period.
+
+    It does not decay, so no band of frames is ever enough: the counterexample to truncation.
+    Source: MacKay 1998.
+
+    Args:
+        lengthscale: :math:`\ell > 0`, relative to the period (no unit).
+        period: :math:`p > 0`, in frames.
+
+    Raises:
+        ValueError: for a parameter that is not positive.
+    """
+
+    lengthscale: float
+    period: float
+
+    def __post_init__(self) -> None:
+        require_positive("lengthscale", self.lengthscale)
+        require_positive("period", self.period)
+
+    def _values(self, lag: Tensor) -> Tensor:
+        return torch.exp(-2 * (torch.sin(math.pi * lag / self.period) / self.lengthscale) ** 2)
+
+
+@dataclass(frozen=True)
+class WhiteNoise(Kernel):
+    r""":math:`\gamma(r) = 1\{r = 0\}`: independent frames, the null model of every chapter."""
+
+    def _values(self, lag: Tensor) -> Tensor:
+        return (lag == 0).to(lag.dtype)
+
+
+def gram(
+    kernel: Callable[[Tensor], Tensor], seq_len: int, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    r"""Gram matrix :math:`\Gamma_{ij} = \gamma(|i - j|)`, i, j = 1..N.
+
+    Args:
+        kernel: function of the lag.
+        seq_len: number of frames N.
+        dtype: of the result; the kernel is evaluated in float64.
+
+    Returns:
+        (N, N), symmetric Toeplitz with unit diagonal.
+
+    Raises:
+        ValueError: for a sequence length below 1 or a kernel that is not finite.
+    """
+    require_count("seq_len", seq_len)
+    values = kernel(torch.arange(seq_len, dtype=torch.float64))
+    require_finite("the kernel's values", values)
+    return values[_lags(seq_len)].to(dtype)
+
+
+def truncate(gram: Tensor, bandwidth: int) -> Tensor:
+    r"""Hard band :math:`\bar\Gamma_{ij} = \Gamma_{ij}\, 1\{|i-j| < J\}`. Source: FDGWC Lemma 1.
+
+    The result is often *not* positive semidefinite; :func:`taper` keeps it so.
+
+    Args:
+        gram: (N, N) temporal covariance.
+        bandwidth: J >= 1, frames that interact, counted from the diagonal.
+
+    Returns:
+        (N, N) with zeros at lags of J and more.
+
+    Raises:
+        ValueError: for a bandwidth below 1 or a matrix that is not square and symmetric.
+    """
+    return gram * (_lag_over_bandwidth(gram, bandwidth) < 1)
+
+
+def taper(gram: Tensor, bandwidth: int, window: str = "bohman") -> Tensor:
+    r"""Smooth band :math:`\Gamma_{ij}\, w(|i-j|/J)` that stays positive semidefinite.
+
+    Every window w is itself a covariance supported on [0, 1), so the entrywise product with a
+    positive semidefinite matrix is positive semidefinite (Schur). With u = lag / J:
+    ``"bartlett"`` 1 − u; ``"wendland"`` (1 − u)⁴(4u + 1); ``"bohman"``
+    (1 − u) cos πu + sin(πu)/π.
+
+    Args:
+        gram: (N, N) temporal covariance.
+        bandwidth: J >= 1; entries at lags of J and more become zero.
+        window: name of the window.
+
+    Returns:
+        (N, N) with the diagonal of ``gram`` and zeros at lags of J and more.
+
+    Raises:
+        ValueError: for an unknown window, a bandwidth below 1, a matrix that is not symmetric.
+    """
+    if window not in TAPERS:
+        raise ValueError(f"window must be one of {sorted(TAPERS)}, got {window!r}")
+    u = _lag_over_bandwidth(gram, bandwidth)
+    return gram * torch.where(u < 1, TAPERS[window](u), torch.zeros_like(u))
+
+
+TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bartlett": lambda u: 1 - u,
+    "wendland": lambda u: (1 - u) ** 4 * (4 * u + 1),
+    "bohman": lambda u: (1 - u) * torch.cos(math.pi * u) + torch.sin(math.pi * u) / math.pi,
+}
+
+
+def time_embedding(seq_len: int, period: float, radius: float = 1.0) -> Tensor:
+    r"""Frames on a circle, :math:`e_i = r (\sin 2\pi i/C, \cos 2\pi i/C)`, i = 1..N.
+
+    Source: FDGWC Time embedding. The distance of two embeddings depends on the lag only
+    (:func:`embedding_distance`); it *names* the lag when the period C is at least 2(N − 1).
+
+    Args:
+        seq_len: number of frames N.
+        period: C > 0, in frames.
+        radius: r > 0.
+
+    Returns:
+        (N, 2) in float64.
+
+    Raises:
+        ValueError: for a length, period or radius that is not positive.
+    """
+    require_count("seq_len", seq_len)
+    require_positive("period", period)
+    require_positive("radius", radius)
+    angle = 2 * math.pi * torch.arange(1, seq_len + 1, dtype=torch.float64) / period
+    return radius * torch.stack([angle.sin(), angle.cos()], dim=1)
+
+
+def embedding_distance(lag: Tensor | float, period: float, radius: float = 1.0) -> Tensor:
+    r"""Distance of two time embeddings, :math:`\|e_i - e_j\| = 2 r\, |\sin(\pi |i-j| / C)|`.
+
+    Source: FDGWC Time embedding.
+
+    Args:
+        lag: distance in frames, any shape.
+        period: C > 0, in frames.
+        radius: r > 0.
+
+    Returns:
+        Values of the same shape, device and floating dtype (float64 for integers and floats).
+
+    Raises:
+        ValueError: for a period or radius that is not positive.
+    """
+    require_positive("period", period)
+    require_positive("radius", radius)
+    return 2 * radius * torch.sin(math.pi * _floating(lag) / period).abs()
+
+
+def random_covariance(
+    dim: int, low: float = 0.2, high: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Random spatial covariance :math:`W \operatorname{diag}(m) W^\top` with W uniform.
+
+    The extreme eigenvalues are exactly ``low`` and ``high`` (so the condition number is
+    ``high / low``), the others uniform between them.
+
+    Args:
+        dim: size d; for d = 1 the result is the matrix ``high``.
+        low, high: smallest and largest eigenvalue, 0 < low <= high.
+        generator: source of randomness; its device is the result's.
+
+    Returns:
+        (d, d) in float64.
+
+    Raises:
+        ValueError: for a size below 1 or bounds out of order.
+    """
+    require_count("dim", dim)
+    require_positive("low", low)
+    if not low <= high < math.inf:
+        raise ValueError(f"expected low <= high < inf, got low={low!r}, high={high!r}")
+    device = None if generator is None else generator.device
+    draw = {"generator": generator, "dtype": torch.float64, "device": device}
+    eigenvalues = low + (high - low) * torch.rand(dim, **draw)
+    eigenvalues[0], eigenvalues[-1] = low, high
+    q, _ = torch.linalg.qr(torch.randn(dim, dim, **draw))  # uniform up to signs, which cancel below
+    matrix = (q * eigenvalues) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+def _floating(lag: Tensor | float) -> Tensor:
+    lag = torch.as_tensor(lag, dtype=None if isinstance(lag, Tensor) else torch.float64)
+    return lag if lag.is_floating_point() else lag.double()
+
+
+def _lags(seq_len: int) -> Tensor:
+    index = torch.arange(seq_len)
+    return (index[:, None] - index[None, :]).abs()
+
+
+def _lag_over_bandwidth(gram: Tensor, bandwidth: int) -> Tensor:
+    require_count("bandwidth", bandwidth)
+    require_symmetric("the Gram matrix", gram)
+    return _lags(len(gram)).to(gram) / bandwidth

@@ -1,0 +1,210 @@
+"""Results that carry their provenance: arrays in one file, everything else in a record beside it.
+
+``NAME.safetensors`` holds tensors, ``NAME.json`` settings, numbers, tables, versions, device,
+duration, the digest of the arrays and its own. Small results travel inside the package, so that
+the book draws paper-scale figures on any laptop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import Tensor
+
+from .store import DamagedFileError, digest, load_arrays, save_arrays, write_atomically
+
+SIZE_LIMIT = 1_500_000  # bytes of a result that travels inside the package
+DIGITS = 6  # significant, of the numbers in tables
+CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stored result.
+
+    Attributes:
+        name: its name.
+        arrays: name -> tensor, as stored (often in half precision).
+        record: ``settings``, ``numbers``, ``tables``, ``provenance``, ``seconds``, digests.
+    """
+
+    name: str
+    arrays: dict[str, Tensor]
+    record: dict[str, Any]
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Measured values by name."""
+        return self.record["numbers"]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of the tables.
+
+        Raises:
+            KeyError: if there is none of that name; says which there are.
+        """
+        tables = self.record["tables"]
+        if name not in tables:
+            raise KeyError(f"{self.name} has no table {name!r}, only {', '.join(sorted(tables))}")
+        return pd.DataFrame(tables[name])
+
+
+def save_result(
+    folder: str | Path,
+    name: str,
+    arrays: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    provenance: Mapping[str, str],
+    seconds: float,
+) -> Path:
+    """Store a result.
+
+    Args:
+        folder: where.
+        name: of both files.
+        arrays: name -> tensor; cast to half precision where that is enough.
+        settings: all that decides the result, seeds included (JSON values).
+        numbers: measured values (JSON values).
+        tables: data frames, rounded to six significant digits.
+        provenance: see :func:`gptheory.store.provenance`.
+        seconds: what it took to compute.
+
+    Returns:
+        The record's path, ``folder/name.json``.
+    """
+    folder = Path(folder)
+    save_arrays(folder / f"{name}.safetensors", arrays, {"result": name})
+    record = {
+        "name": name,
+        "settings": dict(settings),
+        "numbers": dict(numbers),
+        "tables": {key: _columns(table) for key, table in tables.items()},
+        "provenance": dict(provenance),
+        "seconds": round(seconds, 1),
+        "arrays": digest((folder / f"{name}.safetensors").read_bytes()),
+    }
+    record = json.loads(json.dumps(record))
+    record["digest"] = digest(record)
+    path = folder / f"{name}.json"
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    return path
+
+
+def load_result(name: str, folder: str | Path | None = None) -> Result:
+    """Load a result and verify it.
+
+    Args:
+        name: see :func:`stored_results`.
+        folder: where it lies; by default inside the package.
+
+    Returns:
+        The result.
+
+    Raises:
+        FileNotFoundError: if there is no such result; says which there are.
+        DamagedFileError: if a file is not what was written.
+    """
+    folder = _inside() if folder is None else Path(folder)
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(stored_results(folder)) or "none"
+        raise FileNotFoundError(f"there is no result {name!r} in {folder}; there are: {known}")
+    try:
+        record = json.loads(path.read_bytes())
+        claimed = record.pop("digest")
+    except (ValueError, KeyError, AttributeError):
+        raise DamagedFileError(f"{path} is damaged: it is no record of a result") from None
+    if claimed != digest(record):
+        raise DamagedFileError(f"{path} is damaged: its contents do not match its digest")
+    arrays_path = folder / f"{name}.safetensors"
+    arrays, _ = load_arrays(arrays_path)
+    if digest(arrays_path.read_bytes()) != record["arrays"]:
+        raise DamagedFileError(f"{arrays_path} belongs to another run than {path}")
+    return Result(name, arrays, record)
+
+
+def stored_results(folder: str | Path | None = None) -> list[str]:
+    """Names of the results in a folder, by default those inside the package."""
+    folder = _inside() if folder is None else Path(folder)
+    return sorted(p.stem for p in folder.glob("*.json")) if folder.is_dir() else []
+
+
+def expected_bands(runs: list[pd.DataFrame], by: list[str], value: str) -> pd.DataFrame:
+    r"""Where one more run is expected, from runs that differ in their seed only.
+
+    Values are positive and compared as logarithms: the band is
+    :math:`m \pm q\,s\sqrt{1 + 1/n}`, with m the mean over the n runs, s² their variance averaged
+    over the rows, and q the 99.5 % quantile of Student's law with n − 1 degrees of freedom.
+
+    Args:
+        runs: two or more tables with the same rows.
+        by: the columns that name a row.
+        value: the column that is compared.
+
+    Returns:
+        One row per row of a run: the columns ``by``, then ``low`` and ``high``; one more run has
+        a value between them with probability about 99 %, each.
+
+    Raises:
+        ValueError: for fewer than two runs, rows that differ, or values that are not positive.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"bands need at least two runs, got {len(runs)}")
+    names = runs[0][by].reset_index(drop=True)
+    if any(not run[by].reset_index(drop=True).equals(names) for run in runs):
+        raise ValueError(f"the runs must agree in their columns {by}")
+    values = np.stack([run[value].to_numpy(float) for run in runs])
+    if not (values > 0).all():
+        raise ValueError(f"{value} must be positive to be compared on a logarithmic scale")
+    logs, n = np.log(values), len(runs)
+    spread = math.sqrt(logs.var(axis=0, ddof=1).mean() * (1 + 1 / n))
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * spread
+    middle = logs.mean(axis=0)
+    return names.assign(low=np.exp(middle - reach), high=np.exp(middle + reach))
+
+
+def within_bands(run: pd.DataFrame, bands: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Compare a reader's run with published bands.
+
+    Args:
+        run: a table with the columns that name a row of ``bands``, and ``value``.
+        bands: what :func:`expected_bands` returned.
+        value: the column that is compared.
+
+    Returns:
+        The rows of ``bands`` that the run has too, with columns ``value``, ``low``, ``high`` and
+        ``inside``.
+
+    Raises:
+        ValueError: if the two have no row in common.
+    """
+    by = [column for column in bands.columns if column not in ("low", "high")]
+    table = run[[*by, value]].merge(bands, on=by)
+    if table.empty:
+        raise ValueError(f"the run has no row of the bands: their columns {by} never agree")
+    return table.assign(inside=table[value].between(table.low, table.high))
+
+
+def _inside() -> Path:
+    return Path(str(resources.files("gptheory"))) / "data"
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list]:
+    rounded = {}
+    for name, column in table.items():
+        values = column.tolist()
+        if column.dtype.kind == "f":
+            values = [float(f"{x:.{DIGITS}g}") for x in values]
+        rounded[str(name)] = values
+    return rounded

@@ -1,0 +1,84 @@
+"""Checks made once, at public entry points: what was given, and what is expected."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+
+# relative to the largest entry: float32 covariances pass, real asymmetry does not
+SYMMETRY_TOLERANCE = 1e-5
+
+
+class NotPSDError(ValueError):
+    """A matrix that must be a covariance has a negative eigenvalue."""
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def require_count(name: str, value: int, minimum: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Raise if any entry is NaN or infinite."""
+    bad = values.numel() - int(torch.isfinite(values).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
+
+
+def require_symmetric(name: str, matrix: Tensor) -> Tensor:
+    """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so."""
+    matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}")
+    require_finite(name, matrix)
+    defect = (matrix - matrix.T).abs().max().item()
+    if defect > SYMMETRY_TOLERANCE * matrix.abs().max().item():
+        raise ValueError(
+            f"{name} must be symmetric, got entries (i, j) and (j, i) that differ by up to"
+            f" {defect:.3g}; symmetrise it first with (A + A.T) / 2"
+        )
+    return (matrix + matrix.T) / 2
+
+
+def require_sequences(
+    name: str, x: Tensor, seq_len: int | None = None, dim: int | None = None
+) -> None:
+    """Raise unless ``x`` is floating point of shape (batch, seq_len, dim)."""
+    expected = f"(batch, {seq_len or 'seq_len'}, {dim or 'dim'})"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor {expected}, got {_kind(x)}")
+    fits = x.ndim == 3 and seq_len in (None, x.shape[1]) and dim in (None, x.shape[2])
+    if not fits or 0 in x.shape[1:]:
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+
+
+def require_step(t: float | Tensor) -> None:
+    """Raise unless every diffusion step is finite and > 0.
+
+    Values on an accelerator are left alone (reading them would stall it), and so are those that
+    ``torch.compile`` or ``vmap`` hides; there a negative step turns into NaN, because the noise
+    level is a square root.
+    """
+    if isinstance(t, Tensor):
+        if t.device.type != "cpu" or torch.compiler.is_compiling() or is_batchedtensor(t):
+            return
+        bad = t[~(torch.isfinite(t) & (t > 0))]
+        if bad.numel():
+            raise ValueError(f"every diffusion step t must be finite and > 0, got {bad[0].item()}")
+    elif not (math.isfinite(t) and t > 0):
+        raise ValueError(f"the diffusion step t must be finite and > 0, got {t!r}")
+
+
+def _kind(x: object) -> str:
+    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__

@@ -1,0 +1,453 @@
+"""Training: the loss and its minimiser, the schedule, resuming after a kill, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+
+import mortal
+import numpy as np
+import pytest
+import torch
+from strategies import process, seeded
+from tolerances import assert_identity, assert_statistical
+
+from gptheory import train as module
+from gptheory.diffusion import alpha, half_log_snr, sigma
+from gptheory.dit import DiT
+from gptheory.kernels import PowerExponential
+from gptheory.matching import matching_loss, matching_steps
+from gptheory.metrics import path_kl, score_error
+from gptheory.process import GaussianProcess
+from gptheory.score import ExactScore
+from gptheory.store import DamagedFileError, load_arrays, save_arrays
+from gptheory.structured import LearnedSteps
+from gptheory.train import TrainConfig, Training, TrainingDivergedError, fit
+from gptheory.unet import FrameMLP, UNet1d
+
+LAW = process(4, 2)
+SHORT = TrainConfig(steps=6, batch_size=4, log_every=4, evaluate_n=8, evaluate_at=(0.1,))
+
+
+def small_dit(seed: int = 0) -> DiT:
+    return DiT(2, 4, 8, 1, 1, generator=seeded(seed))
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def assert_same_run(first, second) -> None:
+    """Two (model, result): every number that training decides is the same, bit for bit."""
+    (model, result), (other_model, other) = first, second
+    assert torch.equal(weights(model), weights(other_model))
+    assert torch.equal(weights(result.model), weights(other.model))
+    assert result.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
+    assert result.evaluations.equals(other.evaluations)
+
+
+# ---- the loss -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", ["velocity", "noise"])
+@pytest.mark.parametrize("t", [0.05, 1.0])
+def test_loss_of_a_score_is_its_error_above_that_of_the_exact_score(weight, t):
+    """The identity behind denoising score matching, for the score of another process."""
+    wrong, n = ExactScore(process(4, 2, seed=9)), 20_000
+    exact = ExactScore(LAW)
+    x = LAW.sample(n, seeded(1), torch.float64)
+    losses = [matching_loss(s, x, t, seeded(2), weight).item() for s in (wrong, exact)]
+    v = alpha(t) * x + sigma(t) * torch.randn(x.shape, generator=seeded(3), dtype=torch.float64)
+    scale = sigma(t) ** 2 if weight == "noise" else (sigma(t) / alpha(t)) ** 2
+    squares = scale * (wrong(v, t) - exact(v, t)).square().mean(dim=(1, 2))
+    # the noise of the difference is at most that of both terms: bound it from batches
+    batches = [
+        (matching_loss(wrong, part, t, seeded(4), weight)
+         - matching_loss(exact, part, t, seeded(4), weight)).item()
+        for part in x.split(n // 50)
+    ]  # fmt: skip
+    error = np.std(batches) / math.sqrt(50) + squares.std().item() / math.sqrt(n)
+    assert_statistical(losses[0] - losses[1], squares.mean().item(), error, n)
+
+
+def test_loss_of_the_zero_score_is_that_of_the_noise():
+    x = LAW.sample(5, seeded(0), torch.float64)
+    noise = torch.randn(x.shape, generator=seeded(1), dtype=torch.float64)
+    t = torch.linspace(0.1, 2, 5, dtype=torch.float64)
+    expected = (noise / alpha(t)[:, None, None]).square().mean()
+    zero = torch.zeros_like
+    assert_identity(matching_loss(lambda v, t: zero(v), x, t, seeded(1)), expected)
+    loss = matching_loss(lambda v, t: zero(v), x, t, seeded(1), "noise")
+    assert_identity(loss, noise.square().mean())
+
+
+@pytest.mark.parametrize("law", ["logsnr", "uniform", "normal"])
+def test_diffusion_steps_follow_their_law(law):
+    n = 4000
+    t = matching_steps(n, law, 0.01, 8.0, seeded(0))
+    assert t.shape == (n,) and t.min() >= 0.01 * (1 - 1e-9) and t.max() <= 8 * (1 + 1e-9)
+    clock = {"logsnr": half_log_snr(t), "uniform": t, "normal": 2 * half_log_snr(t)}[law]
+    if law == "normal":
+        inside = clock[(clock > -5) & (clock < 4.5)]
+        # the clipped tails leave a normal law of known median
+        assert_statistical((clock < 1).double().mean(), 0.5, 0.5 / n**0.5, n)
+        assert_statistical((clock < 3).double().mean(), 0.8413, 0.37 / n**0.5, n)
+        assert len(inside) > 0.95 * n
+        return
+    low, high = sorted((f(0.01), f(8.0)) for f in [half_log_snr if law == "logsnr" else float])[0]
+    low, high = min(low, high), max(low, high)
+    strata = ((clock - low) / (high - low) * n).floor().clamp(0, n - 1).sort().values
+    assert (strata.unique().numel()) >= n - 2  # one in each stratum, up to rounding at its edges
+
+
+# ---- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build", [lambda g: DiT(1, 2, 16, 2, 2, generator=g), lambda g: LearnedSteps(TINY, 3)]
+)
+def test_training_moves_towards_the_exact_score(build):
+    model = build(seeded(0))
+    before = path_kl(model, TINY, generator=seeded(1))
+    config = TrainConfig(steps=150, batch_size=64, learning_rate=1e-2, evaluate_every=50)
+    result = fit(model, TINY, config)
+    after = path_kl(result.model, TINY, generator=seeded(1))
+    print(f"path divergence {before:.3g} -> {after:.3g}")
+    assert after < 0.3 * before
+
+
+TINY = GaussianProcess(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), torch.eye(1))
+
+
+def test_evaluations_are_exact_score_errors_of_the_averaged_weights():
+    config = dataclasses.replace(SHORT, evaluate_every=3, evaluate_at=(0.1, 1.0))
+    result = fit(small_dit(), LAW, config)
+    assert list(result.evaluations.step) == [3, 3, 6, 6]
+    assert list(result.evaluations.t) == [0.1, 1.0] * 2
+    last = result.evaluations.score_error.iloc[-1]
+    assert last == score_error(result.model, LAW, 1.0, 8, seeded(module.EVALUATION_SEED))
+
+
+def test_evaluations_do_not_change_the_run():
+    often = fit(small_dit(), LAW, dataclasses.replace(SHORT, evaluate_every=1))
+    assert torch.equal(weights(often.model), weights(fit(small_dit(), LAW, SHORT).model))
+
+
+def test_history_is_tidy():
+    history = fit(small_dit(), LAW, SHORT).history
+    assert list(history.columns) == ["step", "seconds", "learning_rate", "loss", "grad_norm"]
+    assert list(history.step) == [4, 6]
+    assert history.notna().all(axis=None) and history.seconds.is_monotonic_increasing
+
+
+def test_finite_data_are_all_that_is_seen(monkeypatch):
+    """Sequences drawn from a tensor, in the dtype of the weights; the process only evaluates."""
+    data = torch.arange(3.0, dtype=torch.float64)[:, None, None].expand(3, 4, 2)
+    seen = []
+
+    def spy(score, x, t, *rest):
+        seen.append(x)
+        return matching_loss(score, x, t, *rest)
+
+    monkeypatch.setattr(module, "matching_loss", spy)
+    result = fit(small_dit(), data, SHORT, process=LAW)
+    drawn = torch.cat(seen)
+    assert drawn.dtype == torch.float32 and drawn.shape == (24, 4, 2)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0, 2.0}
+    assert len(result.evaluations) == 1
+    assert fit(small_dit(), data, SHORT).evaluations.empty
+
+
+def test_average_starts_short_and_follows_its_decay():
+    """Recomputed from the weights after every step."""
+    training = Training(small_dit(), LAW, dataclasses.replace(SHORT, steps=30, ema_decay=0.5))
+    expected = weights(training.model).double()
+    for step in training:
+        decay = min(0.5, step / (9 + step))
+        expected = decay * expected + (1 - decay) * weights(training.model).double()
+    torch.testing.assert_close(weights(training.average).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_learning_rate_rises_linearly_and_falls_as_a_cosine():
+    config = TrainConfig(steps=100, learning_rate=1.0, warmup=0.2)
+    rates = np.array([config.learning_rate_at(k) for k in range(100)])
+    assert_identity(rates[:20], np.arange(1, 21) / 21)
+    assert_identity(rates[20:], (1 + np.cos(np.pi * np.arange(80) / 80)) / 2)
+    assert TrainConfig(warmup=0.0, learning_rate=1.0).learning_rate_at(0) == 1.0
+
+
+def test_each_update_uses_its_learning_rate_and_a_clipped_gradient():
+    config = dataclasses.replace(SHORT, clip=1e-3, weight_decay=0.0)
+    training = Training(small_dit(), LAW, config)
+    for step in training:
+        (group,) = training.optimiser.param_groups
+        assert group["lr"] == config.learning_rate_at(step - 1)
+        gradient = torch.cat([p.grad.flatten() for p in training.model.parameters()])
+        assert gradient.norm() <= 1e-3 * (1 + 1e-4)
+    assert (training.result().history.grad_norm > 1e-3).all()  # as it was before clipping
+
+
+def test_frozen_weights_and_zeroed_gradients_stay():
+    """What fine-tuning a constructed network needs: freeze some weights, mask others."""
+    model = small_dit()
+    model.lift.requires_grad_(False)
+    mask = torch.zeros_like(model.readout.weight)
+    mask[0] = 1
+    model.readout.weight.register_hook(lambda gradient: gradient * mask)
+    lift = model.lift.weight.clone()
+    result = fit(model, LAW, SHORT)
+    for network in (model, result.model):
+        assert torch.equal(network.lift.weight, lift)
+        assert network.readout.weight[0].abs().min() > 0
+        assert not network.readout.weight[1:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_run_depends_on_its_seeds_only(dtype):
+    torch.manual_seed(1)
+    first = fit(small_dit().to(dtype), LAW, SHORT)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = fit(small_dit().to(dtype), LAW, SHORT)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert weights(first.model).dtype == dtype
+    assert torch.equal(weights(first.model), weights(second.model))
+    third = fit(small_dit().to(dtype), LAW, dataclasses.replace(SHORT, seed=1))
+    assert not torch.equal(weights(first.model), weights(third.model))
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return mortal.train(None)
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Processes forked from a clean server that has imported once what takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptheory.train", "gptheory.dit", "torch._dynamo"])
+    return context
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize("kill_point", mortal.KILL_POINTS)
+def test_killed_run_resumes_bit_for_bit(kill_point, uninterrupted, children, tmp_path):
+    path = tmp_path / "run.safetensors"
+    arguments = (kill_point, path, torch.get_num_threads())
+    child = children.Process(target=mortal.run_and_die, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    kept = mortal.KILL_POINTS[kill_point]
+    assert path.exists() == (kept > 0)
+    if kept:
+        assert load_arrays(path)[1]["step"] == kept
+    leftover = len(list(tmp_path.glob(".*.tmp")))
+    unfinished = ("half of a file written", "before the file takes its place")
+    assert leftover == (kill_point in unfinished)
+    assert_same_run(mortal.train(path), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        small_dit,
+        lambda: UNet1d(2, 4, 4, generator=seeded(0)),
+        lambda: FrameMLP(2, hidden=8, depth=1, generator=seeded(0)).double(),
+        lambda: LearnedSteps(LAW, 2, momentum=True, generator=seeded(0)),
+    ],
+)
+@pytest.mark.parametrize("finite", [True, False])
+def test_interrupted_run_resumes_bit_for_bit(build, finite, tmp_path):
+    data = LAW.sample(10, seeded(5)) if finite else LAW
+    path = tmp_path / "run.safetensors"
+    training = Training(build(), data, SHORT, LAW)
+    for step in training:
+        if step == 3:
+            module.save_checkpoint(path, training)
+            break
+    resumed, straight = build(), build()
+    results = fit(resumed, data, SHORT, LAW, path), fit(straight, data, SHORT, LAW)
+    assert_same_run((resumed, results[0]), (straight, results[1]))
+
+
+def test_finished_run_is_not_run_again(tmp_path):
+    path = tmp_path / "run.safetensors"
+    first, second = small_dit(0), small_dit(7)
+    done = fit(first, LAW, SHORT, checkpoint=path)
+    content = path.read_bytes()
+    again = fit(second, LAW, SHORT, checkpoint=path)
+    assert_same_run((second, again), (first, done))
+    assert again.seconds == done.seconds
+    assert path.read_bytes() == content
+
+
+def test_seconds_add_up_over_interruptions(tmp_path):
+    path = tmp_path / "run.safetensors"
+    training = Training(small_dit(), LAW, SHORT)
+    next(iter(training))
+    training.seconds = 1000.0
+    module.save_checkpoint(path, training)
+    result = fit(small_dit(), LAW, SHORT, checkpoint=path)
+    assert 1000 < result.seconds < 1100 and result.history.seconds.is_monotonic_increasing
+
+
+def test_weights_shared_by_blocks_are_stored_once(tmp_path):
+    def build():
+        model = FrameMLP(2, hidden=8, depth=2, generator=seeded(0))
+        model.blocks[1] = model.blocks[0]
+        return model
+
+    path = tmp_path / "run.safetensors"
+    first, second = build(), build()
+    done = fit(first, LAW, SHORT, checkpoint=path)
+    assert not any("blocks.1" in name for name in load_arrays(path)[0])
+    assert_same_run((second, fit(second, LAW, SHORT, checkpoint=path)), (first, done))
+    assert done.model.blocks[1] is done.model.blocks[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"config": dataclasses.replace(SHORT, learning_rate=1e-3)}, "learning_rate is 0.004"),
+        ({"config": dataclasses.replace(SHORT, seed=1)}, "seed is 0"),
+        ({"model": lambda: DiT(2, 4, 16, 1, 1)}, "model configuration"),
+        ({"model": lambda: DiT(2, 4, 8, 1, 1, attention="relu")}, "'attention': 'softmax'"),
+        ({"model": lambda: small_dit().double()}, "set of weights"),
+        ({"model": lambda: FrameMLP(2)}, "model is 'DiT'"),
+        ({"data": process(4, 2, seed=3)}, "data is 'GaussianProcess"),
+        ({"data": LAW.sample(3, seeded(0))}, "data is 'GaussianProcess"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(change, complaint, tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(small_dit(), LAW, SHORT, checkpoint=path)
+    run = {"model": small_dit, "data": LAW, "config": SHORT, **change}
+    with pytest.raises(
+        ValueError, match="checkpoint of another run: its .*" + re.escape(complaint)
+    ):
+        fit(run["model"](), run["data"], run["config"], checkpoint=path)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(small_dit(), LAW, SHORT, checkpoint=path)
+    content = path.read_bytes()
+    foreign = tmp_path / "foreign"
+    save_arrays(foreign, {"x": torch.zeros(2)}, {})
+    flipped = bytearray(content)
+    flipped[-1000] ^= 1
+    for damaged, complaint in [
+        (content[:-1], "damaged"),
+        (content[: len(content) // 2], "damaged"),
+        (b"", "damaged"),
+        (b"not a checkpoint", "damaged"),
+        (bytes(flipped), "do not match its digest"),
+        (foreign.read_bytes(), "not a checkpoint of a training run"),
+    ]:
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=complaint):
+            fit(small_dit(), LAW, SHORT, checkpoint=path)
+    with pytest.raises(FileNotFoundError):
+        module.load_checkpoint(tmp_path / "absent", Training(small_dit(), LAW, SHORT))
+
+
+def test_pickles_are_never_read(monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    path = tmp_path / "run.safetensors"
+    fit(small_dit(), LAW, SHORT, checkpoint=path, checkpoint_every=2)
+    fit(small_dit(), LAW, SHORT, checkpoint=path)
+    torch.save(small_dit().state_dict(), path)
+    with pytest.raises(DamagedFileError, match="no safetensors file"):
+        fit(small_dit(), LAW, SHORT, checkpoint=path)
+
+
+# ---- divergence and bad input -------------------------------------------------------------------
+
+
+class Bomb(torch.nn.Module):
+    """A score that is not finite from its fifth call on."""
+
+    def __init__(self, gradient_only: bool = False) -> None:
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.ones(())), 0
+        self.gradient_only = gradient_only
+
+    def forward(self, v, t):
+        self.calls += 1
+        if self.calls < 5:
+            return -self.weight * v
+        if self.gradient_only:  # √ has an infinite slope at 0
+            return -v * (1 + (0 * self.weight).sqrt())
+        return -self.weight * v * math.inf
+
+
+@pytest.mark.parametrize("gradient_only", [True, False])
+def test_divergence_keeps_the_last_good_checkpoint(gradient_only, tmp_path):
+    path = tmp_path / "run.safetensors"
+    config = dataclasses.replace(SHORT, steps=100, log_every=50)
+    with pytest.raises(TrainingDivergedError, match=r"at step 5 of 100.*keeps .* of step 4"):
+        fit(Bomb(gradient_only), LAW, config, checkpoint=path, checkpoint_every=2)
+    arrays, record = load_arrays(path)
+    assert record["step"] == 4
+    assert all(x.isfinite().all() for x in arrays.values() if x.is_floating_point())
+    with pytest.raises(TrainingDivergedError, match=r"step 5 of 100.*nothing was saved"):
+        fit(Bomb(gradient_only), LAW, config)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (torch.zeros(3, 4), "data must have shape"),
+        (torch.zeros(3, 4, 3), "the model is for dim=2, the data have dim=3"),
+        (torch.zeros(3, 5, 2), "the model is for seq_len=4, the data have seq_len=5"),
+        (process(5, 2), "the model is for seq_len=4, the data have seq_len=5"),
+        (torch.zeros(0, 4, 2), "number of sequences"),
+        (torch.zeros(3, 4, 2, dtype=torch.long), "data must be a floating-point tensor"),
+        (torch.full((3, 4, 2), math.nan), "data must be finite, got 24"),
+    ],
+)
+def test_bad_data_are_refused(data, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        fit(small_dit(), data, SHORT)
+
+
+def test_model_without_trainable_weights_is_refused():
+    with pytest.raises(ValueError, match="no trainable weights"):
+        fit(small_dit().requires_grad_(False), LAW, SHORT)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"learning_rate": 0.0}, {"learning_rate": -1e-3}, {"learning_rate": math.nan},
+        {"steps": 0}, {"batch_size": 1.5}, {"clip": 0.0}, {"warmup": 1.0}, {"ema_decay": -0.1},
+        {"weight_decay": -1.0}, {"t_min": 0.0}, {"t_max": 0.001}, {"times": "gaussian"},
+        {"weight": "x"}, {"seed": -1}, {"log_every": 0}, {"evaluate_every": -1},
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=name):
+        TrainConfig(**bad)
+
+
+def test_kernel_processes_are_trained_on_without_their_gram_matrix(tmp_path):
+    law = GaussianProcess(PowerExponential(2.0), torch.eye(2), seq_len=4)
+    path = tmp_path / "run.safetensors"
+    fit(small_dit(), law, SHORT, checkpoint=path)
+    other = GaussianProcess(PowerExponential(2.5), torch.eye(2), seq_len=4)
+    with pytest.raises(ValueError, match="another run: its data"):
+        fit(small_dit(), other, SHORT, checkpoint=path)
+    assert os.path.getsize(path) < 100_000
