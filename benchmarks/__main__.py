@@ -9,10 +9,10 @@ import numpy
 import scipy
 import torch
 
-from . import covariance, sampling, score
+from . import covariance, sampling, score, training
 from .compare import HEADER, Row
 
-ROOMS = {"sampling": sampling, "score": score, "covariance": covariance}
+ROOMS = {"sampling": sampling, "score": score, "covariance": covariance, "training": training}
 
 
 def chosen(words: list[str]) -> list[Row]:

@@ -33,7 +33,7 @@ def test_heads_reproduce_any_banded_toeplitz_matrix(variant, seq_len, data, seed
     bandwidth = data.draw(st.integers(1, seq_len))
     values = torch.randn(bandwidth, generator=seeded(seed), dtype=torch.float64)
     least = (4 if variant == "sine" else 2) * (seq_len - 1)
-    period = max(4, data.draw(st.sampled_from([least, least + 1, 2 * least + 3])))
+    period = max(4, data.draw(st.sampled_from([least, least + 1, least + 2, 2 * least + 3])))
     radius = data.draw(st.sampled_from([0.5, 1.0, 3.0]))
     function = lag_function(variant, values, period, radius)
     matrix = function.of(time_embedding(seq_len, period, radius))
@@ -119,6 +119,9 @@ def test_periods_beyond_the_resolution_of_the_dtype():
         require_separated_lags("trapezoid", 128, 8192, torch.float32)
     require_separated_lags("trapezoid", 128, 8192, torch.float64)
     require_separated_lags("sine", 128, 8192, torch.float32)
+    # the sine is flat where lags reach a quarter of the circle
+    with pytest.warns(UserWarning, match=r"use float64, a period nearer to 1024"):
+        require_separated_lags("sine", 128, 4 * 127, torch.float32)
 
 
 def test_unknown_variants():

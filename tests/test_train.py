@@ -317,7 +317,7 @@ def test_weights_shared_by_blocks_are_stored_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"config": dataclasses.replace(SHORT, learning_rate=1e-3)}, "learning_rate is 0.004"),
+        ({"config": dataclasses.replace(SHORT, learning_rate=1e-3)}, "learning_rate is 0.006"),
         ({"config": dataclasses.replace(SHORT, seed=1)}, "seed is 0"),
         ({"model": lambda: DiT(2, 4, 16, 1, 1)}, "model configuration"),
         ({"model": lambda: DiT(2, 4, 8, 1, 1, attention="relu")}, "'attention': 'softmax'"),

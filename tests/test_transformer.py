@@ -1,4 +1,4 @@
-"""The network class against the paper's formulas, and the named subspaces its weights are made of."""
+"""The network class against the formulas of the paper, and the subspaces of its weights."""
 
 import math
 
@@ -102,7 +102,7 @@ def test_operator_is_what_attention_does_at_fixed_scores():
     assert_identity((everything @ y.flatten()).view_as(y) + y, layer(y))
     other = torch.zeros_like(y)
     other[..., read] = normal(1, SEQ_LEN, 4)
-    mixed = torch.einsum("bmij,mab,bib->bja", layer.scores(y), layer.output @ layer.value, other)[
+    mixed = torch.einsum("bmij,mac,bic->bja", layer.scores(y), layer.output @ layer.value, other)[
         ..., write
     ]
     assert_identity((operator @ other[..., read].flatten()).view_as(mixed), mixed)

@@ -49,6 +49,7 @@ AXE_RULES = {
     "dark": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]},
 }
 PARALLEL = 2
+SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
 
 FORMULAS = """async () => {
@@ -61,7 +62,7 @@ FORMULAS = """async () => {
 }"""
 # A formula that is wider than its column is clipped, or scrolls without a visible bar.
 CLIPPED_FORMULAS = """() => {
-  const column = (formula) => formula.closest("td, p, li, dd, div.math").getBoundingClientRect();
+  const column = (formula) => formula.closest("td, p, li, dd, div").getBoundingClientRect();
   return [...document.querySelectorAll(".math mjx-container")]
     .filter((formula) => formula.offsetParent && formula.getClientRects().length)
     .filter((formula) => formula.getBoundingClientRect().right > column(formula).right + 2)
@@ -289,10 +290,15 @@ async def visit_all(
 # ---- the command ----------------------------------------------------------------------------
 
 
-def plan(html: Path, widths: tuple[int, ...]) -> list[Visit]:
-    """Every page of the site in both schemes, at each width."""
+def plan(html: Path, widths: tuple[int, ...], listings: bool) -> list[Visit]:
+    """Every page of the site in both schemes, at each width.
+
+    Listings of source code are all made alike: one stands for them unless ``listings``.
+    """
     paths = [page.relative_to(html).as_posix() for page in site_pages(html)]
     paths.remove("index.html")  # it only forwards to the book's
+    if not listings:
+        paths = [path for path in paths if not path.startswith(SOURCES) or path == A_SOURCE]
     return [Visit(path, width, scheme) for path in paths for width in widths for scheme in SCHEMES]
 
 
@@ -332,7 +338,7 @@ def main() -> int:
     """Check the built pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--html", type=Path, default=HTML, help="folder of the built book")
-    parser.add_argument("--matrix", action="store_true", help="phone and tablet width too")
+    parser.add_argument("--matrix", action="store_true", help="all widths, all source listings")
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each visit")
     parser.add_argument("--chromium", help="name or path of the browser")
     arguments = parser.parse_args()
@@ -341,7 +347,8 @@ def main() -> int:
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
     executable, started = find_chromium(arguments.chromium), time.perf_counter()
-    visits = plan(arguments.html, WIDTHS if arguments.matrix else (DESKTOP,))
+    widths = WIDTHS if arguments.matrix else (DESKTOP,)
+    visits = plan(arguments.html, widths, listings=arguments.matrix)
     with serve(arguments.html) as origin:
         verdicts = asyncio.run(visit_all(executable, origin, visits, arguments.screenshots))
     broken = broken_links(arguments.html.resolve())

@@ -42,7 +42,7 @@ class Blueprint:
 
     Attributes:
         process: the law of the clean sequences.
-        form: one of :data:`FORMS`.
+        form: one of ``FORMS``, see above.
         heavy_ball: whether a step has momentum.
         depth: of a multiplication; None where attention multiplies.
         lags: the band as a function of the lag; :func:`gptheory.heads.lag_function`.

@@ -47,7 +47,7 @@ class LagFunction:
 
     @property
     def steepness(self) -> float:
-        """The largest slope of f: how much an error in x is amplified."""
+        """Largest slope of f, by which an error in x is amplified."""
         return self.weights[self.knots.argsort()].cumsum(0).abs().max().item()
 
 
@@ -84,7 +84,9 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
     lags = torch.arange(len(values), dtype=torch.float64)
     x = radius**2 * torch.sin(2 * math.pi * lags / period)
     beyond = radius**2 * torch.sin(2 * math.pi * (lags[-1:] + 1) / period)
-    outer = torch.where(beyond > x[-1], (x[-1] + beyond) / 2, x[-1] + radius**2 / period)
+    # where the circle turns back no lag is beyond, and a gap below the smallest one is rounding
+    turned = beyond - x[-1] < radius**2 * math.sin(math.pi / period) ** 2
+    outer = torch.where(turned, x[-1] + radius**2 / period, (x[-1] + beyond) / 2)
     places = torch.cat([-outer, -x[1:].flip(0), x, outer])
     heights = torch.cat([values.flip(0), values[1:]])
     zero = torch.zeros(1).to(values)
@@ -112,13 +114,13 @@ def cosines(lags: int, period: float, radius: float) -> tuple[Tensor, Tensor]:
     r""":math:`x_m = r^2\cos(2\pi m/C)` and the gaps :math:`x_m - x_{m+1}`, m = 0..lags−1.
 
     The gaps come from :math:`2\sin\frac{\pi(2m+1)}{C}\sin\frac{\pi}{C}`, without cancellation. The
-    smallest is the first, :math:`2r^2\sin^2(\pi/C)`; where lags reach half a period, and the circle
-    turns back, the last one repeats.
+    smallest is the first, :math:`2r^2\sin^2(\pi/C)`; it stands in for the last one where lags reach
+    half a period and the circle turns back, so that no lag is beyond.
     """
     m = torch.arange(lags, dtype=torch.float64)
     x = radius**2 * torch.cos(2 * math.pi * m / period)
     gaps = 2 * radius**2 * torch.sin(math.pi * (2 * m + 1) / period) * math.sin(math.pi / period)
-    return x, torch.where(gaps > 0, gaps, gaps[:1])
+    return x, torch.maximum(gaps, gaps[:1])
 
 
 def default_period(variant: str, seq_len: int) -> int:
@@ -131,8 +133,10 @@ def require_separated_lags(
 ) -> None:
     r"""Raise unless every lag up to N − 1 has a value of its own that the dtype can tell apart.
 
-    The gap between lags 0 and 1 is :math:`2r^2\sin^2(\pi/C)`; a larger radius scales gap and
-    rounding alike, so only a smaller period, a wider dtype or the sine helps.
+    The smallest gap between neighbouring lags is the first one of the cosine,
+    :math:`2r^2\sin^2(\pi/C)`, and the last one of the sine,
+    :math:`2r^2\cos\frac{\pi(2N-3)}{C}\sin\frac{\pi}{C}`. A larger radius scales gap and rounding
+    alike, so only a wider dtype, the sine or a better period helps.
 
     Raises:
         ValueError: for a period below 2(N − 1), below 4(N − 1) for the sine, or one so long that
@@ -145,12 +149,18 @@ def require_separated_lags(
             f"embedding_period={period:g} is too small to separate lags up to {seq_len - 1} with"
             f" {variant} heads: it must be at least {least}"
         )
-    gap = math.sin(2 * math.pi / period) if variant == "sine" else cosines(1, period, 1)[1].item()
+    if variant == "sine":
+        angle = math.pi / period
+        gap = 2 * math.cos(angle * max(2 * seq_len - 3, 1)) * math.sin(angle)
+        remedy = f"a period nearer to {default_period(variant, seq_len)}"
+    else:
+        gap = cosines(1, period, 1)[1].item()
+        remedy = f"heads='sine', or a period nearer to {least}"
     resolution = torch.finfo(dtype).eps / gap
     message = (
-        f"embedding_period={period:g} leaves a gap of {gap:.3g} between lags 0 and 1, where {dtype}"
-        f" resolves {torch.finfo(dtype).eps:.1g}: scores would be off by {resolution:.1%}; use"
-        f" float64, heads='sine', or a period nearer to {least}"
+        f"embedding_period={period:g} leaves a gap of {gap:.3g} between neighbouring lags, where"
+        f" {dtype} resolves {torch.finfo(dtype).eps:.1g}: scores would be off by {resolution:.1%};"
+        f" use float64, {remedy}"
     )
     if resolution > REFUSE_ABOVE:
         raise ValueError(message)

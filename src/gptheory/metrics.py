@@ -148,7 +148,8 @@ def sampling_floor(process: GaussianProcess, n: int, factor: str = "temporal") -
 def lag_correlations(temporal: Tensor) -> Tensor:
     r"""Average of a temporal covariance along its diagonals,
 
-    .. math:: \hat\gamma(m) = \frac{1}{N-m}\sum_i \hat\Gamma_{i,i+m} \Big/ \frac1N\sum_i \hat\Gamma_{ii}.
+    .. math:: \hat\gamma(m) = \frac{1}{N-m}\sum_i \hat\Gamma_{i,i+m}
+              \Big/ \frac1N\sum_i \hat\Gamma_{ii}.
 
     For a stationary process this estimates γ far better than any single row does.
 
@@ -337,6 +338,7 @@ def coupled_ode_error(
 
     Raises:
         ValueError: for sizes out of range, or a score of the wrong shape.
+        FloatingPointError: if the learned ODE leaves the range of floating point.
 
     Accuracy: the difference between two draws of the default n is about 5 %.
     """

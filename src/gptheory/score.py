@@ -51,11 +51,11 @@ class ExactScore:
         require_sequences("v", v, self.process.seq_len, self.process.dim)
         require_step(t)
         u, w, variances, mean = self._factors(v)
-        signal_level, noise_level = (_frames_first(level) for level in levels(t, v))
+        signal_level, noise_level = (frames_first(level) for level in levels(t, v))
         frames = v.transpose(0, 1) - signal_level * mean  # (N, batch, d)
-        rotated = _along_frames(u.T, frames @ w)
+        rotated = along_frames(u.T, frames @ w)
         rotated = rotated / (signal_level**2 * variances + noise_level**2)
-        return -(_along_frames(u, rotated) @ w.T).transpose(0, 1)
+        return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
 
     def _factors(self, v: Tensor) -> tuple[Tensor, ...]:
         key = (v.dtype, v.device)
@@ -89,11 +89,11 @@ def denoise(score: Score, v: Tensor, t: float | Tensor) -> Tensor:
     return (v + noise_level**2 * score(v, t)) / signal_level
 
 
-def _frames_first(level: float | Tensor) -> float | Tensor:
+def frames_first(level: float | Tensor) -> float | Tensor:
     """A level (batch, 1, 1) as (1, batch, 1); numbers stay numbers."""
     return level.transpose(0, 1) if isinstance(level, Tensor) and level.ndim else level
 
 
-def _along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
+def along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
     """Apply an (N, N) matrix to (N, batch, d) as one large product."""
     return (matrix @ frames.flatten(1)).view_as(frames)

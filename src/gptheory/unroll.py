@@ -21,7 +21,7 @@ from .diffusion import alpha, levels, sigma
 from .kernels import taper as tapered
 from .kernels import truncate
 from .process import PSD_TOLERANCE, GaussianProcess
-from .score import _along_frames, _frames_first
+from .score import along_frames, frames_first
 from .validation import NotPSDError, require_count, require_sequences, require_step
 
 METHODS = ("gradient-descent", "heavy-ball", "chebyshev")
@@ -121,8 +121,8 @@ class UnrolledScore:
         s = before = torch.zeros_like(residual)  # (N, batch, d)
         yield s.transpose(0, 1)
         for step_size, momentum in self.coefficients(t):
-            step_size, momentum = _as_level(step_size, v), _as_level(momentum, v)
-            product = _along_frames(banded, s @ spatial)
+            step_size, momentum = as_level(step_size, v), as_level(momentum, v)
+            product = along_frames(banded, s @ spatial)
             gradient = signal**2 * product + noise**2 * s + residual
             s, before = s - step_size * gradient + momentum * (s - before), s
             yield s.transpose(0, 1)
@@ -275,8 +275,8 @@ class UnrolledScore:
         residual, signal, noise = self._prepared(v, t)
         u, w = self._u.to(v), self._w.to(v)
         response = self._response(signal, noise, self._variances.to(v)[:, None], steps)
-        rotated = _along_frames(u.T, residual @ w) * response  # (N, batch, d)
-        return -(_along_frames(u, rotated) @ w.T).transpose(0, 1)
+        rotated = along_frames(u.T, residual @ w) * response  # (N, batch, d)
+        return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
 
     def _response(
         self, signal: Tensor, noise: Tensor, variances: Tensor, steps: int | None
@@ -310,7 +310,7 @@ class UnrolledScore:
         require_sequences("v", v, self.process.seq_len, self.process.dim)
         self.extremes(t)
         as_v = {"dtype": v.dtype, "device": v.device}
-        signal, noise = (torch.as_tensor(_frames_first(x), **as_v) for x in levels(t, v))
+        signal, noise = (torch.as_tensor(frames_first(x), **as_v) for x in levels(t, v))
         mean = self.process.mean.to(v)[:, None]
         return v.transpose(0, 1) - signal * mean, signal, noise
 
@@ -380,6 +380,6 @@ def _leja_chebyshev(k: int) -> list[float]:
     return order
 
 
-def _as_level(value: Number, v: Tensor) -> Number:
+def as_level(value: Number, v: Tensor) -> Number:
     """A number for a number, (1, batch, 1) for one value per sequence."""
     return value.to(v).reshape(1, -1, 1) if isinstance(value, Tensor) else value

@@ -1,0 +1,7 @@
+"""Entry point of ``python -m gptheory``."""
+
+import sys
+
+from .reproduce import main
+
+sys.exit(main())

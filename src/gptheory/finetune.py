@@ -1,0 +1,207 @@
+"""Training on from the constructed transformer: what moves, what breaks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .construct import build_score_transformer
+from .diffusion import perturb
+from .experiments import Data
+from .metrics import path_kl, relative_error
+from .process import GaussianProcess
+from .results import save_result
+from .store import provenance
+from .train import TrainConfig, TrainingDivergedError, fit
+from .transformer import ScoreTransformer
+from .unroll import UnrolledScore
+
+STARTS = ("constructed, zeros kept", "constructed, all weights", "random, all weights")
+PARTS = {"query and key": ("query", "key"), "value": ("value", "output")}
+PROBE_STEP = 0.1  # t at which attention is compared
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of :func:`fine_tuning`.
+
+    Args:
+        data, training: the learning rate and the seed are those of the runs.
+        steps: K of the constructed network.
+        rates: learning rates, by where a run starts (keys: ``STARTS``).
+        noise: relative sizes of random changes of weights.
+        seeds: of the runs and of the changes.
+    """
+
+    data: Data
+    training: TrainConfig
+    steps: int
+    rates: dict[str, tuple[float, ...]]
+    noise: tuple[float, ...] = (1e-3, 1e-2, 3e-2)
+    seeds: tuple[int, ...] = (0, 1)
+
+
+FINE_TUNING = {
+    "quick": FineTuning(
+        Data(16, 2, 2.0),
+        TrainConfig(steps=500, weight_decay=0.0, evaluate_every=100),
+        steps=6,
+        rates={
+            STARTS[0]: (1e-4, 3e-4, 1e-3),
+            STARTS[1]: (1e-6, 1e-5, 1e-4),
+            STARTS[2]: (3e-3,),
+        },
+    )
+}
+
+
+def fine_tuning(
+    settings: FineTuning, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """Fine-tune the constructed transformer in several ways, and shake its weights.
+
+    Table ``runs``: path divergence before and after, whether it diverged, how far the weights
+    (``weights moved``) and the attention scores (``attention moved``) went, relative to where they
+    were, and how far the scores are from depending on the lag alone (``toeplitz defect before`` and
+    ``after``). Table ``noise``: path divergence with weights multiplied by 1 + ε × normal noise.
+    Takes and returns what :func:`gptheory.experiments.figure1` does.
+    """
+    process = settings.data.process(device)
+    runs = pd.DataFrame(_runs(settings, process, device, show))
+    noise = pd.DataFrame(_shaken(settings, process, device))
+    starts = {
+        "gradient descent": UnrolledScore(process, settings.steps),
+        "constructed": built(settings, device),
+    }
+    numbers = {label: {"path_kl": _divergence(s, process)} for label, s in starts.items()}
+    after = runs.groupby(["start", "learning rate"])["path_kl after"].median()
+    numbers["after, median"] = {f"{a}, {b:g}": _finite(x) for (a, b), x in after.items()}
+    return save_result(
+        folder, name, {}, asdict(settings), numbers, {"runs": runs, "noise": noise},
+        provenance(device), runs.seconds.sum(),
+    )  # fmt: skip
+
+
+def built(settings: FineTuning, device: torch.device | str = "cpu") -> ScoreTransformer:
+    """The constructed network, in single precision, its weights free."""
+    network = build_score_transformer(
+        settings.data.process(), settings.steps, form="position-once", heads="shared-knots",
+        multiplication="attention", dtype=torch.float32,
+    )  # fmt: skip
+    return network.to(device).requires_grad_()
+
+
+def keep_zeros(model: nn.Module) -> None:
+    """Train only the weights that are not zero now: the gradients of the others are set to 0."""
+    for parameter in model.parameters():
+        mask = (parameter.detach() != 0).to(parameter)
+        parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+
+
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Give every weight a normal value of deviation 1 / (4 √(its last dimension)).
+
+    Attention without softmax multiplies three of them and sums over frames: at four times the size
+    the first gradient overflows.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(draw / (4 * math.sqrt(parameter.shape[-1])))
+
+
+def shake(
+    model: nn.Module, names: tuple[str, ...], size: float, generator: torch.Generator
+) -> None:
+    """Multiply weights whose names end with one of ``names`` by 1 + size × normal noise."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(names):
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.mul_(1 + size * noise.to(weight))
+
+
+def attention_scores(network: ScoreTransformer, v: Tensor, t: float) -> Tensor:
+    """Scores of all heads of all blocks for one sequence, (heads in all, N, N)."""
+    states = network.states(v[:1], t)
+    pairs = zip(network.blocks, states, strict=False)  # the last state has no block
+    return torch.cat([block.attention.scores(y)[0] for block, y in pairs])
+
+
+def toeplitz_defect(maps: Tensor) -> float:
+    """Relative distance of (…, N, N) maps from their averages along diagonals."""
+    index = torch.arange(maps.shape[-1], device=maps.device)
+    lag = (index[:, None] - index).flatten() + len(index) - 1
+    sums = maps.new_zeros(*maps.shape[:-2], 2 * len(index) - 1).index_add(-1, lag, maps.flatten(-2))
+    counts = torch.bincount(lag)
+    return relative_error((sums / counts)[..., lag].view_as(maps), maps)
+
+
+def _runs(
+    settings: FineTuning, process: GaussianProcess, device: torch.device, show: bool | None
+) -> Iterator[dict[str, Any]]:
+    original = built(settings, device)
+    draw = torch.Generator(device).manual_seed(7)
+    v, _ = perturb(process.sample(1, draw), PROBE_STEP, draw)
+    for start, rates in settings.rates.items():
+        for rate, seed in ((r, s) for r in rates for s in settings.seeds):
+            network = copy.deepcopy(original)
+            network.check_ranges = False  # weights that move leave the ranges they were made for
+            if start == STARTS[2]:
+                randomise(network, torch.Generator().manual_seed(seed))
+            elif start == STARTS[0]:
+                keep_zeros(network)
+            before = copy.deepcopy(network)
+            row = {"start": start, "learning rate": rate, "seed": seed}
+            row["path_kl before"] = _divergence(before, process)
+            config = replace(settings.training, learning_rate=rate, seed=seed)
+            try:
+                run = fit(network, process, config, show_progress=show)
+            except TrainingDivergedError:
+                yield {**row, "diverged": True, "seconds": 0.0}
+                continue
+            after = run.model
+            old, new = (attention_scores(m, v, PROBE_STEP) for m in (before, after))
+            yield {
+                **row,
+                "diverged": False,
+                "seconds": run.seconds,
+                "path_kl after": _divergence(after, process),
+                "weights moved": relative_error(_flat(after), _flat(before)),
+                "attention moved": relative_error(new, old),
+                "toeplitz defect before": toeplitz_defect(old),
+                "toeplitz defect after": toeplitz_defect(new),
+            }
+
+
+def _shaken(
+    settings: FineTuning, process: GaussianProcess, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    for (part, names), size in ((p, s) for p in PARTS.items() for s in settings.noise):
+        for seed in settings.seeds:
+            network = built(settings, device)
+            network.check_ranges = False
+            shake(network, names, size, torch.Generator().manual_seed(seed))
+            error = _divergence(network, process)
+            yield {"part": part, "noise": size, "seed": seed, "path_kl": error}
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def _divergence(score: nn.Module, process: GaussianProcess) -> float | None:
+    generator = torch.Generator(process.mean.device).manual_seed(101)
+    return _finite(path_kl(score, process, generator=generator))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

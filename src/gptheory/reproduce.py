@@ -1,0 +1,132 @@
+"""The command line: ``python -m gptheory reproduce fig1 --scale quick --out results``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .experiments import COMPARISON, FIGURE1, comparison, figure1
+from .finetune import FINE_TUNING, fine_tuning
+from .results import Result, load_result, stored_results
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Something that can be reproduced.
+
+    Args:
+        summary: one line.
+        run: called with settings, name, device, folder and whether to show progress; stores a
+            result of that name in the folder and returns the path of its record.
+        settings: by scale.
+    """
+
+    summary: str
+    run: Callable[..., Path]
+    settings: Mapping[str, Any]
+
+
+EXPERIMENTS = {
+    "fig1": Experiment("DiT and UNet beside the truth (chapter 5, Figure 1)", figure1, FIGURE1),
+    "comparison": Experiment(
+        "networks, laws of t and kinds of attention on one budget (chapter 5)",
+        comparison,
+        COMPARISON,
+    ),
+    "finetune": Experiment(
+        "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
+    ),
+}
+
+
+def reproduce(
+    name: str,
+    scale: str = "quick",
+    device: str = "auto",
+    out: str | Path = "results",
+    show_progress: bool | None = None,
+) -> Result:
+    """Run an experiment, or finish one that was interrupted.
+
+    Args:
+        name: key of ``EXPERIMENTS``.
+        scale: ``"quick"`` or ``"paper"``.
+        device: as torch names it; ``"auto"`` is a GPU where there is one.
+        out: folder of the result; checkpoints lie in ``out/work``.
+        show_progress: see :func:`gptheory.progress.progress`.
+
+    Returns:
+        The result, called after experiment and scale (``fig1`` at paper scale is ``fig1-paper``).
+
+    Raises:
+        ValueError: for an unknown name, scale or device.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    experiment = EXPERIMENTS[name]
+    if scale not in experiment.settings:
+        scales = ", ".join(experiment.settings)
+        raise ValueError(f"{name} has the scales {scales}, got {scale!r}")
+    work = Path(out) / "work"
+    record = experiment.run(
+        experiment.settings[scale], f"{name}-{scale}", _device(device), work, show_progress
+    )
+    for path in (record.with_suffix(".safetensors"), record):
+        path.replace(Path(out) / path.name)
+    return load_result(record.stem, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gptheory", description=__doc__)
+    command = parser.add_subparsers(dest="command", required=True).add_parser(
+        "reproduce", help="run an experiment, or finish one that was interrupted"
+    )
+    command.add_argument("name", nargs="?", help="see --list")
+    command.add_argument("--list", action="store_true", help="list experiments and stored results")
+    command.add_argument("--scale", default="quick", help="quick (default) or paper")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    command.add_argument("--out", default="results", help="folder of the result")
+    given = parser.parse_args(arguments)
+    if given.list or given.name is None:
+        print(_listing())
+        return 0
+    try:
+        result = reproduce(given.name, given.scale, given.device, given.out)
+    except (ValueError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{result.name}: {result.record['seconds']} s, stored in {given.out}")
+    for name, values in result.numbers.items():
+        print(f"  {name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in values.items()))
+    return 0
+
+
+def _listing() -> str:
+    lines = ["experiments:"]
+    for name, experiment in EXPERIMENTS.items():
+        lines.append(f"  {name:12} {experiment.summary}; scales: {', '.join(experiment.settings)}")
+    lines.append("results inside the package:")
+    for name in stored_results():
+        record = load_result(name).record
+        lines.append(f"  {name:20} {record['seconds']} s on {record['provenance']['device']}")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {error}") from None

@@ -1,0 +1,167 @@
+"""Files that are whole or absent, and say where they come from.
+
+An arrays file is a safetensors file whose header carries a JSON record and a digest of everything
+in it. Nothing here can run code from a file, as ``torch.load`` could.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = "gptheory-1"
+PROVENANCE = ("gptheory", "torch", "numpy", "scipy")
+
+
+class DamagedFileError(ValueError):
+    """A file is not what was written: cut short, changed, or of another kind."""
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Replace a file by ``content`` so that every reader sees the old file or the new, whole.
+
+    The content goes to a temporary file beside it, reaches the disk, and takes the file's name.
+    Whoever dies on the way leaves the old file as it was.
+
+    Args:
+        path: the file; missing folders are made.
+        content: all of its bytes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # a temporary file is private, the result need not be
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of bytes, tensors (dtype, shape and values) and JSON values, in order.
+
+    Args:
+        parts: anything :func:`json.dumps` takes, bytes, or tensors.
+
+    Returns:
+        64 hexadecimal digits, the same on every machine.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            array = part.detach().cpu().contiguous()
+            total.update(f"{array.dtype} {tuple(array.shape)}".encode())
+            part = array.reshape(-1).view(torch.uint8).numpy().tobytes()
+        if not isinstance(part, bytes):
+            part = json.dumps(part, sort_keys=True).encode()
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.hexdigest()
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write named tensors and a record, atomically.
+
+    Args:
+        path: the file.
+        arrays: name -> tensor of any dtype and device.
+        record: JSON values, numbers without loss.
+    """
+    # copies: safetensors refuses tensors that share memory
+    layout = torch.contiguous_format
+    arrays = {k: x.detach().cpu().clone(memory_format=layout) for k, x in arrays.items()}
+    text = json.dumps(record)
+    header = {"format": FORMAT, "record": text, "digest": _digest(arrays, text)}
+    write_atomically(path, save(arrays, metadata=header))
+
+
+def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_arrays` wrote, and verify it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The arrays (on the CPU) and the record.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is damaged or was not written by :func:`save_arrays`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}") from None
+    if header.get("format") != FORMAT:
+        raise DamagedFileError(f"{path} was not written by gptheory: it has no record")
+    if header.get("digest") != _digest(arrays, header.get("record", "")):
+        raise DamagedFileError(f"{path} is damaged: its contents do not match its digest")
+    return arrays, json.loads(header["record"])
+
+
+def remembered(
+    path: str | Path,
+    identity: Mapping[str, Any],
+    compute: Callable[[], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Compute arrays once: a second call, in this process or a later one, reads them.
+
+    Args:
+        path: the file that keeps them.
+        identity: all that they depend on (JSON values); a file of another identity is replaced.
+        compute: makes the arrays.
+
+    Returns:
+        The arrays, on the CPU.
+
+    Raises:
+        DamagedFileError: if the file is damaged.
+    """
+    identity = json.loads(json.dumps(identity))
+    if not Path(path).exists() or load_arrays(path)[1] != identity:
+        save_arrays(path, compute(), identity)
+    return load_arrays(path)[0]
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Versions of what computes, and where: part of every record.
+
+    Args:
+        device: the device that does the work.
+
+    Returns:
+        name -> version, with ``python``, ``machine`` and ``device``.
+    """
+    device = torch.device(device)
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return {
+        **{name: metadata.version(name) for name in PROVENANCE},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+    }
+
+
+def _digest(arrays: Mapping[str, Tensor], text: str) -> str:
+    return digest(text, *(part for name in sorted(arrays) for part in (name, arrays[name])))

@@ -1,0 +1,372 @@
+"""Results with provenance, bands for readers' runs, and the command line that makes results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from strategies import seeded
+from tolerances import assert_float32, assert_statistical
+
+from gptheory import experiments, reproduce
+from gptheory import train as training
+from gptheory.dit import DiT
+from gptheory.experiments import Comparison, Data, Figure1, stored_network
+from gptheory.metrics import (
+    path_kl,
+    relative_error,
+    sampling_floor,
+    score_error,
+    temporal_covariance,
+)
+from gptheory.results import (
+    SIZE_LIMIT,
+    expected_bands,
+    load_result,
+    save_result,
+    stored_results,
+    within_bands,
+)
+from gptheory.store import DamagedFileError, provenance
+from gptheory.train import TrainConfig
+
+TINY = TrainConfig(steps=6, batch_size=4, evaluate_every=3, evaluate_n=8, log_every=3)
+FIGURE = Figure1(Data(8, 2), TINY, samples=300, picture=100, solver_steps=3, monte_carlo=16)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    arrays = {"x": torch.randn(3, 2, generator=seeded(0)).half()}
+    table = pd.DataFrame({"step": [1, 2], "loss": [1 / 3, 2e-7], "name": ["a", "b"]})
+    save_result(
+        tmp_path, "demo", arrays, {"seed": 0, "sizes": (1, 2)}, {"error": 0.1}, {"history": table},
+        provenance(), 12.34,
+    )  # fmt: skip
+    return tmp_path, arrays, table
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def test_results_come_back_with_their_provenance(stored):
+    folder, arrays, table = stored
+    result = load_result("demo", folder)
+    assert torch.equal(result.arrays["x"], arrays["x"]) and result.arrays["x"].dtype == torch.half
+    assert result.record["settings"] == {"seed": 0, "sizes": [1, 2]}
+    assert result.numbers == {"error": 0.1}
+    assert result.record["provenance"] == provenance() and result.record["seconds"] == 12.3
+    pd.testing.assert_frame_equal(result.table("history"), table, rtol=1e-5)
+    assert result.table("history").loss[0] == 0.333333  # six significant digits
+    with pytest.raises(KeyError, match="no table 'x', only history"):
+        result.table("x")
+    assert stored_results(folder) == ["demo"]
+
+
+def test_missing_results_say_what_there_is(stored, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no result 'other' .* there are: demo"):
+        load_result("other", stored[0])
+    with pytest.raises(FileNotFoundError, match="there are: none"):
+        load_result("other", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_every_change_of_a_result_is_noticed(stored, suffix):
+    path = (stored[0] / "demo").with_suffix(suffix)
+    content = path.read_bytes()
+    for k in range(0, len(content), 5):
+        changed = bytearray(content)
+        changed[k] ^= 2
+        path.write_bytes(changed)
+        if suffix == ".json" and _same_json(changed, content):
+            continue
+        with pytest.raises(DamagedFileError):
+            load_result("demo", stored[0])
+    path.write_bytes(content)
+    load_result("demo", stored[0])
+
+
+def _same_json(changed: bytes, content: bytes) -> bool:
+    try:
+        return json.loads(changed) == json.loads(content)
+    except ValueError:
+        return False
+
+
+def test_arrays_of_another_result_are_noticed(stored):
+    folder = stored[0]
+    save_result(folder, "other", {"x": torch.zeros(1)}, {}, {}, {}, {}, 0)
+    (folder / "other.safetensors").replace(folder / "demo.safetensors")
+    with pytest.raises(DamagedFileError, match="belongs to another run"):
+        load_result("demo", folder)
+
+
+def test_results_inside_the_package_are_whole_and_small():
+    folder, sizes = Path(experiments.__file__).parent / "data", []
+    for name in stored_results():
+        result = load_result(name)
+        assert {"settings", "numbers", "tables", "provenance", "seconds"} <= result.record.keys()
+        assert result.record["name"] == name
+        sizes.append(sum(path.stat().st_size for path in folder.glob(f"{name}.*")))
+    assert all(size <= SIZE_LIMIT for size in sizes) and sum(sizes) <= 6_000_000
+
+
+# ---- bands --------------------------------------------------------------------------------------
+
+
+def runs(n: int, seed: int = 0) -> list[pd.DataFrame]:
+    """Log-normal curves of three rows."""
+    noise = torch.randn(n, 3, generator=seeded(seed), dtype=torch.float64).numpy()
+    values = np.exp(np.log([1.0, 0.1, 0.01]) + 0.1 * noise)
+    return [pd.DataFrame({"step": [1, 2, 3], "error": row}) for row in values]
+
+
+def test_bands_hold_one_more_run_as_often_as_they_say():
+    inside = [
+        within_bands(curves[0], expected_bands(curves[1:], ["step"], "error"), "error").inside
+        for curves in (runs(5, seed) for seed in range(400))
+    ]
+    share = np.mean(inside)
+    # Student's quantile assumes a variance from one row; it comes from three, so bands are wide
+    print(f"{share:.4f} inside")
+    assert 0.985 <= share <= 1.0
+    narrow = [np.log(expected_bands(runs(4, s), ["step"], "error").eval("high / low")[0])
+              for s in range(50)]  # fmt: skip
+    assert 0.5 < np.mean(narrow) < 2 * 5.84 * 0.1 * math.sqrt(1.25) * 1.2
+
+
+def test_a_run_outside_is_told_so():
+    bands = expected_bands(runs(5), ["step"], "error")
+    assert (bands.low < [1, 0.1, 0.01]).all() and (bands.high > [1, 0.1, 0.01]).all()
+    run = pd.DataFrame({"step": [3, 2, 9], "error": [0.01, 10.0, 1.0], "extra": 0})
+    table = within_bands(run, bands, "error")
+    assert list(table.step) == [3, 2] and list(table.inside) == [True, False]
+    assert list(table.columns) == ["step", "error", "low", "high", "inside"]
+    below = within_bands(run.assign(error=1e-9), bands, "error")
+    assert not below.inside.any()
+
+
+def test_bands_need_comparable_runs():
+    with pytest.raises(ValueError, match="at least two runs, got 1"):
+        expected_bands(runs(1), ["step"], "error")
+    other = runs(2)
+    other[1]["step"] = [1, 2, 4]
+    with pytest.raises(ValueError, match="agree in their columns"):
+        expected_bands(other, ["step"], "error")
+    with pytest.raises(ValueError, match="positive"):
+        expected_bands([r.assign(error=0.0) for r in runs(2)], ["step"], "error")
+    with pytest.raises(ValueError, match="no row of the bands"):
+        within_bands(runs(1)[0].assign(step=7), expected_bands(runs(3), ["step"], "error"), "error")
+
+
+# ---- experiments --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def figure(tmp_path_factory):
+    """The figure at a tiny scale, through the function that the command line calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiments.FIGURE1, "tiny", FIGURE)
+        out = tmp_path_factory.mktemp("out")
+        return reproduce.reproduce("fig1", "tiny", "cpu", out, show_progress=False), out
+
+
+@pytest.mark.statement("FDGWC Fig. 1")
+def test_figure_holds_what_is_drawn(figure):
+    result, out = figure
+    assert result.name == "fig1-tiny" and load_result("fig1-tiny", out).numbers == result.numbers
+    for kind in ("DiT", "UNet1d"):
+        shapes = {
+            "temporal": (8, 8), "temporal picture": (8, 8), "spatial": (2, 2),
+            "spatial picture": (5, 2, 2), "frames": (5,), "paths": (16, 8, 2),
+        }  # fmt: skip
+        for key, shape in shapes.items():
+            assert result.arrays[f"{kind}.{key}"].shape == shape, key
+        assert result.arrays[f"{kind}.frames"].tolist() == [0, 2, 4, 5, 7]
+        assert {"step", "loss"} <= set(result.table(f"{kind} history").columns)
+        assert list(result.table(f"{kind} evaluations").step.unique()) == [3, 6]
+    covariances = result.table("covariances")
+    assert set(covariances.n) == {100, 300} and (covariances.floor > 0).all()
+    assert result.record["provenance"]["torch"] == torch.__version__
+
+
+@pytest.mark.statement("FDGWC Fig. 1", "FDGWC UNet comparison")
+@pytest.mark.parametrize("kind", ["DiT", "UNet1d"])
+def test_stored_weights_have_exactly_the_errors_reported(kind, figure):
+    result, _ = figure
+    network, law = stored_network(result, kind), FIGURE.data.process()
+    assert path_kl(network, law, n=16, generator=seeded(101)) == result.numbers[kind]["path_kl"]
+    scores = result.table("scores").query("network == @kind and t == 0.1").score_error
+    assert_float32(score_error(network, law, 0.1, 1024, seeded(103)), scores.iloc[0])
+    with pytest.raises(ValueError, match=r"holds the networks \['DiT', 'UNet1d'\], not 'GAN'"):
+        stored_network(result, "GAN")
+
+
+def test_errors_are_those_of_the_sequences_that_were_generated(figure):
+    result, out = figure
+    files = sorted((out / "work").glob("fig1-tiny-DiT-*.sequences"))
+    x = torch.cat([experiments.remembered(f, _identity(f), dict)["x"] for f in files])
+    assert x.shape == (300, 8, 2)
+    temporal = temporal_covariance(x, torch.zeros(2))
+    assert_float32(result.arrays["DiT.temporal"], temporal.half())
+    table = result.table("covariances").query("network == 'DiT' and factor == 'temporal'")
+    error = relative_error(temporal, FIGURE.data.process().gram())
+    assert_float32(table.error.iloc[-1], error)
+    floor = sampling_floor(FIGURE.data.process(), 300)
+    assert_float32(table.floor.iloc[-1], floor)
+    assert_float32(table.debiased.iloc[-1], math.sqrt(max(error**2 - floor**2, 0)))
+    assert_float32(result.numbers["DiT"]["temporal error, debiased"], table.debiased.iloc[-1])
+    assert len(x.unique(dim=0)) == 300  # no chunk repeats the noise of another
+
+
+def _identity(path):
+    return experiments.remembered.__globals__["load_arrays"](path)[1]
+
+
+def test_data_are_the_papers():
+    law = Data(5, 3, 2.0).process()
+    assert_float32(law.spatial, [[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
+    assert_float32(law.gram()[0], [math.exp(-i / 2) for i in range(5)])
+
+
+def test_interrupted_reproduction_goes_on_where_it_was(figure, tmp_path, monkeypatch):
+    """Killed while sampling from the second network, it neither trains nor samples again."""
+    monkeypatch.setitem(experiments.FIGURE1, "tiny", FIGURE)
+    original, calls = experiments.sample, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(experiments, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce("fig1", "tiny", "cpu", tmp_path, show_progress=False)
+    steps = []
+    monkeypatch.setattr(training, "matching_loss", lambda *a: (steps.append(1), figure)[1])
+    result = reproduce.reproduce("fig1", "tiny", "cpu", tmp_path, show_progress=False)
+    assert len(calls) == 5 and not steps
+    for name, value in figure[0].arrays.items():
+        assert torch.equal(result.arrays[name], value), name
+
+
+def test_scales_do_not_disturb_each_other(figure, monkeypatch):
+    """Another scale in the same folder is another run, not a foreign checkpoint."""
+    config = dataclasses.replace(TINY, steps=3)
+    other = dataclasses.replace(FIGURE, training=config, samples=10, picture=5)
+    monkeypatch.setitem(experiments.FIGURE1, "other", other)
+    result = reproduce.reproduce("fig1", "other", "cpu", figure[1], show_progress=False)
+    assert result.record["settings"]["training"]["steps"] == 3
+    assert stored_results(figure[1]) == ["fig1-other", "fig1-tiny"]
+
+
+def test_comparison_has_a_row_for_every_run_and_bands(tmp_path, monkeypatch):
+    settings = Comparison(
+        Data(4, 2), TINY, seeds=(0, 1), band_seeds=(0, 1, 2), wiener=(50,), monte_carlo=64
+    )
+    monkeypatch.setitem(experiments.COMPARISON, "tiny", settings)
+    result = reproduce.reproduce("comparison", "tiny", "cpu", tmp_path, show_progress=False)
+    runs = result.table("runs")
+    labels = [variant.label for variant in experiments.VARIANTS]
+    assert set(runs.variant) == {*labels, "Wiener filter, n = 50"}
+    assert len(runs) == 2 * (len(labels) + 1) + 1 and (runs.path_kl > 0).all()
+    # every variant really differs from the plain DiT of its seed
+    plain = runs[runs.variant == "DiT"].set_index("seed").path_kl[:2]
+    for label, rows in runs[runs.variant != "DiT"].groupby("variant"):
+        assert (rows.set_index("seed").path_kl != plain).all(), label
+    curve = result.table("evaluations").query("variant == 'DiT' and seed == 1")
+    table = within_bands(curve, result.table("curve bands"), "score_error")
+    assert len(table) == 6 and table.inside.all()
+    numbers = runs[(runs.variant == "DiT") & (runs.seed == 0)].melt(
+        "seed", ["path_kl", "coupled_ode_error"], "quantity"
+    )
+    assert within_bands(numbers, result.table("number bands"), "value").inside.all()
+
+
+def test_generated_covariance_is_right_for_an_exact_score(tmp_path):
+    """The measuring chain itself: with the exact score in place of a network nothing remains."""
+    from gptheory.score import ExactScore
+
+    law, n = FIGURE.data.process(), 4000
+    settings = dataclasses.replace(FIGURE, samples=n, solver_steps=40)
+
+    class Exact(torch.nn.Module):
+        def forward(self, v, t):
+            return ExactScore(law)(v, t)
+
+    x = experiments.generated(Exact(), settings, tmp_path / "x", torch.device("cpu"), False)
+    tables = experiments.measured(ExactScore(law), x, law, settings)
+    assert (tables["scores"].score_error < 1e-9).all()
+    lags = tables["lags"]
+    # a lag's correlation averages n sequences of d = 2 dependent coordinates: at least n pairs
+    assert_statistical(lags.correlation[:5], lags.truth[:5], np.full(5, 1.5 / n**0.5), n)
+    rows = tables["covariances"].query("n == @n")
+    assert (rows.error < 2 * rows.floor + 0.005).all()
+
+
+# ---- what the committed results say -------------------------------------------------------------
+
+
+@pytest.mark.statement("FDGWC UNet comparison")
+@pytest.mark.skipif("comparison-quick" not in stored_results(), reason="not committed yet")
+def test_transformer_beats_the_unet_in_every_seed():
+    runs = load_result("comparison-quick").table("runs").set_index(["variant", "seed"])
+    for seed in (0, 1, 2):
+        dit, unet = runs.loc[("DiT", seed)], runs.loc[("UNet", seed)]
+        assert 0.8 < unet.parameters / dit.parameters < 1.2
+        assert dit.path_kl < unet.path_kl
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+def test_list_names_experiments_and_results(capsys):
+    assert reproduce.main(["reproduce", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert "fig1" in text and "scales: quick, paper" in text and "results inside" in text
+    assert all(name in text for name in stored_results())
+
+
+def test_command_line_runs_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(experiments.FIGURE1, "tiny", FIGURE)
+    arguments = ["reproduce", "fig1", "--scale", "tiny", "--device", "auto", "--out", str(tmp_path)]
+    assert reproduce.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "fig1-tiny" in text and "path_kl" in text and stored_results(tmp_path) == ["fig1-tiny"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nothing"], "name must be one of fig1"),
+        (["fig1", "--scale", "huge"], "fig1 has the scales quick, paper"),
+        (["fig1", "--device", "abacus"], "device 'abacus' cannot be used"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, complaint, capsys, tmp_path):
+    assert reproduce.main(["reproduce", *arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+
+
+def test_module_can_be_executed():
+    ended = subprocess.run(
+        [sys.executable, "-m", "gptheory", "reproduce", "--list"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0 and "experiments:" in ended.stdout
+
+
+def test_paper_scale_is_the_papers():
+    paper = experiments.FIGURE1["paper"]
+    assert (paper.data.seq_len, paper.data.dim, paper.data.lengthscale) == (128, 8, 8.0)
+    assert paper.samples >= 5000 and paper.picture == 1000
+    assert DiT(8, 128).config["hidden"] == 64
