@@ -9,10 +9,16 @@ import numpy
 import scipy
 import torch
 
-from . import covariance, sampling, score, training
+from . import covariance, sampling, score, training, unroll
 from .compare import HEADER, Row
 
-ROOMS = {"sampling": sampling, "score": score, "covariance": covariance, "training": training}
+ROOMS = {
+    "sampling": sampling,
+    "score": score,
+    "unroll": unroll,
+    "covariance": covariance,
+    "training": training,
+}
 
 
 def chosen(words: list[str]) -> list[Row]:
