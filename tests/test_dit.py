@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
-from strategies import DEVICES, seeded
+from strategies import DEVICES, process, seeded
 from tolerances import assert_float32, assert_identity
 
 from gptheory.diffusion import alpha, sigma
 from gptheory.dit import ATTENTIONS, POSITIONS, Attention, Block, DiT, frame_embedding
 from gptheory.kernels import time_embedding
 from gptheory.precondition import Clock, ScoreNetwork, weights_from
+from gptheory.score import ExactScore, denoise
 from gptheory.unet import FrameMLP, UNet1d
 
 N, DIM = 6, 3
@@ -85,6 +86,30 @@ def test_true_velocity_gives_the_true_noise(build):
     v = alpha(t) * x + sigma(t) * z
     model.velocity = lambda v, clock: (sigma(t) * x - alpha(t) * z).to(v)
     assert_float32(model(v, t), -z / sigma(t))
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_network_is_never_asked_about_steps_beyond_the_horizon(build):
+    """There it fades with the signal, continuously, whatever its clock would make of such t."""
+    model, v = disturbed(build()).double(), sequences()
+    at = {t: (model(v, t) + v) * sigma(t) / alpha(t) for t in (7.9, 8.0, 8.1, 10.0)}
+    assert_identity(at[8.1], at[8.0] * math.exp(-0.05), condition=1e3)
+    assert_identity(at[10.0], at[8.0] * math.exp(-1), condition=1e3)
+    assert (at[7.9] - at[8.0]).abs().max() > 1e-6 * at[8.0].abs().max()
+    mixed = torch.tensor([0.1, 8.0, 9.0, 20.0], dtype=torch.float64)
+    for row, t in enumerate(mixed.tolist()):
+        assert_identity(model(v, mixed)[row], model(v[[row]], t)[0], condition=10)
+
+
+def test_the_asymptote_beyond_the_horizon_is_that_of_the_exact_score():
+    """A network that is exact at t = 8 stays so: its denoiser within the first neglected order."""
+    law = process(4, 2, mean=False)
+    exact, v = ExactScore(law), torch.randn(200, 4, 2, generator=seeded(1), dtype=torch.float64)
+    model = FrameMLP(2).double()
+    model.velocity = lambda v, clock: (exact(v, 8.0) + v) * sigma(8.0) / alpha(8.0)
+    for t in (8.0, 9.0, 10.0, 14.0):
+        clean, other = (denoise(score, v, t) for score in (exact, model))
+        assert (clean - other).norm() < 2 * alpha(8.0) ** 2 * clean.norm()
 
 
 @pytest.mark.parametrize("build", NETWORKS)

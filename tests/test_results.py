@@ -325,6 +325,19 @@ def test_transformer_beats_the_unet_in_every_seed():
         assert dit.path_kl < unet.path_kl
 
 
+@pytest.mark.statement("FDGWC Fig. 1", "FDGWC UNet comparison")
+@pytest.mark.skipif("fig1-paper" not in stored_results(), reason="not committed yet")
+def test_paper_scale_transformer_is_close_to_the_truth():
+    result = load_result("fig1-paper")
+    dit, unet = result.numbers["DiT"], result.numbers["UNet1d"]
+    assert dit["path_kl"] <= 0.001 and dit["path_kl"] < unet["path_kl"]
+    assert dit["coupled_ode_error"] <= 0.04
+    assert dit["temporal error, debiased"] <= 0.03
+    assert dit["largest lag error"] <= 0.02
+    assert (result.table("covariances").n.unique() == [1000, 6000]).all()
+    assert stored_network(result, "DiT").seq_len == 128
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ from .unet import FrameMLP, UNet1d
 
 NETWORKS: dict[str, type[ScoreNetwork]] = {"DiT": DiT, "UNet1d": UNet1d, "FrameMLP": FrameMLP}
 SCORE_STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the table of errors
+T_MAX = 10.0  # where sampling starts
 CHUNK = 250  # sequences sampled at a time
 SHOWN_FRAMES = 5  # frames whose spatial covariance is kept, as in the paper's figure
 SHOWN_PATHS = 16
@@ -98,7 +99,7 @@ FIGURE1 = {
     ),
     "paper": Figure1(
         Data(128, 8),
-        TrainConfig(steps=8000, ema_decay=0.999, log_every=50, evaluate_every=500),
+        TrainConfig(steps=16_000, ema_decay=0.999, log_every=100, evaluate_every=1000),
         samples=6000,
     ),
 }
@@ -202,7 +203,7 @@ def generated(
         size = min(CHUNK, settings.samples - first)
         identity = {
             "weights": weights, "first": first, "size": size, "steps": settings.solver_steps,
-            "seed": settings.training.seed, "device": device.type,
+            "seed": settings.training.seed, "device": device.type, "t_max": T_MAX,
         }  # fmt: skip
 
         def draw(first: int = first, size: int = size) -> dict[str, Tensor]:
@@ -210,7 +211,7 @@ def generated(
             return {
                 "x": sample(
                     network, size, data.seq_len, data.dim, steps=settings.solver_steps,
-                    generator=generator, device=device, show_progress=show,
+                    t_max=T_MAX, generator=generator, device=device, show_progress=show,
                 )
             }  # fmt: skip
 

@@ -7,6 +7,11 @@ A network predicts the velocity :math:`F = \sigma_t x - \alpha_t z` of :math:`v_
 
 because :math:`\sigma_t v - \alpha_t F = z`. With F = 0, as every network here starts, this is the
 score of white noise.
+
+Samplers start where hardly any signal is left, and training there would be wasted; but a network
+asked about diffusion steps that it has never seen may answer anything. So above T = 8 it is not
+asked: :math:`F(v, t) = (\alpha_t/\alpha_T)\,F(v, T)`, exact to first order in :math:`\alpha_t` for
+data with mean zero, because :math:`E[x \mid v_t] = \alpha_t\,\mathrm{Cov}(x)\,v_t + O(\alpha_t^2)`.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .diffusion import half_log_snr, levels
+from .diffusion import alpha, half_log_snr, levels
 from .validation import require_count, require_sequences, require_step
 
+HORIZON = 8.0  # diffusion step beyond which a network is continued by its asymptote
 CLOCK_PAIRS = 16  # sines and cosines of the half log signal-to-noise ratio
 CLOCK_FREQUENCIES = (0.25, 8.0)  # it spans about seven units, from t = 0.005 to t = 8
 
@@ -89,9 +95,11 @@ class ScoreNetwork(nn.Module):
         signal, noise = levels(t, v)
         if not isinstance(t, Tensor):
             t = torch.full((1,), t, dtype=torch.float64)
-        weight = self.clock.mlp[0].weight
-        clock = self.clock(t.to(v.device).reshape(-1))
-        return -v + signal / noise * self.velocity(v.to(weight), clock).to(v)
+        t = t.to(v.device).reshape(-1)
+        seen = t.clamp(max=HORIZON)
+        velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen)).to(v)
+        fading = (alpha(t) / alpha(seen)).to(v)[:, None, None]  # 1 up to the horizon
+        return -v + signal / noise * fading * velocity
 
     def velocity(self, v: Tensor, clock: Tensor) -> Tensor:
         """F: (batch, N, d) and an embedding of t, (batch or 1, width), to (batch, N, d)."""
