@@ -316,7 +316,6 @@ def test_generated_covariance_is_right_for_an_exact_score(tmp_path):
 
 
 @pytest.mark.statement("FDGWC UNet comparison")
-@pytest.mark.skipif("comparison-quick" not in stored_results(), reason="not committed yet")
 def test_transformer_beats_the_unet_in_every_seed():
     runs = load_result("comparison-quick").table("runs").set_index(["variant", "seed"])
     for seed in (0, 1, 2):
