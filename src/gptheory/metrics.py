@@ -111,7 +111,8 @@ def sampling_floor(process: GaussianProcess, n: int, factor: str = "temporal") -
     r"""Expected relative error of a covariance estimated from n *true* sequences.
 
     The root mean square of ``relative_error(temporal_covariance(x), Γ)`` over draws of the truth:
-    single draws fall on both sides of it. With :math:`c = \|\Sigma\|_F^2 / (n \operatorname{tr}^2\Sigma)`,
+    single draws fall on both sides of it. With
+    :math:`c = \|\Sigma\|_F^2 / (n \operatorname{tr}^2\Sigma)`,
 
     .. math:: c\,(1 + N^2/\|\Gamma\|_F^2), \qquad \Gamma_{ii} = 1,
 
