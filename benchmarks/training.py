@@ -1,19 +1,24 @@
-"""One training step of the diffusion transformer, against its textbook form."""
+"""Training steps: the diffusion transformer against its textbook form, a stack against a loop."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from gptheory.dit import DiT
+from gptheory.ensemble import Member, fit_ensemble
 from gptheory.matching import matching_loss
+from gptheory.process import GaussianProcess, decaying_process
+from gptheory.train import TrainConfig, fit
 
 from .compare import Comparison, Row
 
 SEQ_LEN, DIM, BATCH = 128, 8, 64
+MODELS, UPDATES = 16, 10  # of an ensemble
 
 
 def rows() -> list[Row]:
@@ -31,8 +36,57 @@ def rows() -> list[Row]:
             theirs=stepper(theirs, x, foreach=False, fused=False),
             agree=agree,
             bar=1.0,
-        )
+        ),
+        ensemble_row(),
     ]
+
+
+def ensemble_row() -> Row:
+    """Sixteen small networks at once, against one after the other."""
+    law = decaying_process(32, 2)
+    config = TrainConfig(steps=UPDATES, batch_size=8, evaluate_at=())
+    return Comparison(
+        task=f"{MODELS} DiTs N=32, batch 8, width 32: {UPDATES} updates each",
+        peer="the same, one after the other (train.fit)",
+        ours=lambda: together(law, config),
+        theirs=lambda: in_turn(law, config),
+        agree=same_weights,
+        bar=2.0,
+        rounds=3,
+    )
+
+
+def small(seed: int, fused: bool) -> DiT:
+    """A network of the sweeps."""
+    generator = torch.Generator().manual_seed(seed)
+    return DiT(2, 32, hidden=32, heads=2, depth=2, fused=fused, generator=generator)
+
+
+def together(law: GaussianProcess, config: TrainConfig) -> Tensor:
+    """Weights (models, parameters) after training as a stack."""
+    members = [Member(small(seed, fused=False), law, seed) for seed in range(MODELS)]
+    return torch.stack([flat(model) for model in fit_ensemble(members, config)])
+
+
+def in_turn(law: GaussianProcess, config: TrainConfig) -> Tensor:
+    """The same in a loop, with fused attention."""
+    runs = (
+        fit(small(seed, fused=True), law, dataclasses.replace(config, seed=seed))
+        for seed in range(MODELS)
+    )
+    return torch.stack([flat(run.model) for run in runs])
+
+
+def flat(model: nn.Module) -> Tensor:
+    """All weights of a network."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def same_weights(ours: Tensor, theirs: Tensor) -> None:
+    """The same networks: AdamW divides by tiny gradients at first, which magnifies rounding."""
+    start = torch.stack([flat(small(seed, fused=True)) for seed in range(MODELS)])
+    error = ((ours - theirs).norm() / (theirs - start).norm()).item()
+    assert error < 1e-3, f"weights differ by {error:.1e} of what training moved"
 
 
 def disturbed(seed: int) -> DiT:

@@ -325,7 +325,6 @@ def test_transformer_beats_the_unet_in_every_seed():
 
 
 @pytest.mark.statement("FDGWC Fig. 1", "FDGWC UNet comparison")
-@pytest.mark.skipif("fig1-paper" not in stored_results(), reason="the run of an hour is to come")
 def test_paper_scale_transformer_is_close_to_the_truth():
     result = load_result("fig1-paper")
     dit, unet = result.numbers["DiT"], result.numbers["UNet1d"]

@@ -8,11 +8,17 @@ from strategies import process, seeded
 from tolerances import assert_float32, assert_identity
 
 from gptheory.diffusion import alpha, sigma
-from gptheory.kernels import PowerExponential, random_covariance
-from gptheory.metrics import path_kl
-from gptheory.process import GaussianProcess
+from gptheory.kernels import PowerExponential, gram, random_covariance
+from gptheory.metrics import path_kl, relative_error
+from gptheory.process import GaussianProcess, decaying_process
 from gptheory.score import ExactScore
-from gptheory.structured import LearnedSteps, WienerScore
+from gptheory.structured import (
+    LearnedCovariance,
+    LearnedSteps,
+    WienerScore,
+    kronecker_mle,
+    toeplitz_moments,
+)
 from gptheory.train import TrainConfig, fit
 from gptheory.unroll import UnrolledScore
 
@@ -124,3 +130,147 @@ def test_learned_steps_refuse_what_the_iteration_refuses():
         LearnedSteps(process(4, 2), 2, bandwidth=5)
     with pytest.raises(ValueError, match="shape"):
         LearnedSteps(process(4, 2), 2)(torch.zeros(1, 5, 2), 0.1)
+
+
+# ---- estimators that know the structure ---------------------------------------------------------
+
+
+def test_kronecker_estimate_is_a_maximum_of_the_likelihood():
+    """No small change of either factor, nor of the mean, is more likely."""
+    x = process(4, 3).sample(20, seeded(0), torch.float64)
+    law = kronecker_mle(x)
+    best = law.log_prob(x).sum()
+    for seed in range(20):
+        noise = torch.randn(4, 4, generator=seeded(seed), dtype=torch.float64)
+        temporal = law.gram() + 0.01 * (noise + noise.T)
+        assert GaussianProcess(temporal, law.spatial, law.mean).log_prob(x).sum() < best
+        noise = torch.randn(3, 3, generator=seeded(seed), dtype=torch.float64)
+        spatial = law.spatial + 0.01 * (noise + noise.T)
+        assert GaussianProcess(law.gram(), spatial, law.mean).log_prob(x).sum() < best
+        shifted = law.mean + 0.05 * torch.randn(4, 3, generator=seeded(seed), dtype=torch.float64)
+        assert GaussianProcess(law.gram(), law.spatial, shifted).log_prob(x).sum() < best
+    assert_identity(law.gram().trace(), 4.0)
+
+
+def test_kronecker_estimate_needs_enough_sequences():
+    with pytest.raises(ValueError, match=r"needs more than 5.2 sequences, got 5"):
+        kronecker_mle(process(8, 2).sample(5, seeded(0)))
+    kronecker_mle(process(8, 2).sample(6, seeded(0)))
+
+
+def test_toeplitz_moments_by_hand():
+    x = process(5, 2).sample(30, seeded(0), torch.float64)
+    law = toeplitz_moments(x)
+    mean = x.mean(dim=(0, 1))
+    frames = (x - mean).reshape(-1, 2)
+    spatial = frames.T @ frames / len(frames)
+    lags = []
+    for m in range(5):
+        pairs = [(x[:, i] - mean, x[:, i + m] - mean) for i in range(5 - m)]
+        products = [(a @ torch.linalg.inv(spatial) * b).sum(dim=1) for a, b in pairs]
+        lags.append(torch.stack(products).mean() / 2)
+    expected = torch.stack([torch.stack([lags[abs(i - j)] for j in range(5)]) for i in range(5)])
+    assert torch.linalg.eigvalsh(expected)[0] > 0  # nothing to clip here
+    assert_identity(law.gram(), expected / lags[0])
+    assert_identity(law.spatial, spatial)
+    assert_identity(law.mean, mean.expand(5, 2))
+
+
+def test_toeplitz_moments_clip_negative_eigenvalues():
+    """Averages along diagonals need not be a covariance: here lag 2 has a correlation of 1.5."""
+    path = torch.tensor([[1.0], [0.0], [1.0]])
+    gamma = toeplitz_moments(torch.stack([path, -path])).gram()
+    raw = torch.tensor([[1, 0, 1.5], [0, 1, 0], [1.5, 0, 1]], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(raw)
+    assert values[0] < 0
+    assert_identity(gamma, (vectors * values.clamp(min=0)) @ vectors.T)
+
+
+def test_the_more_structure_the_better():
+    """The order of chapter 6: what an estimator knows, it need not learn."""
+    law = decaying_process(8, 2, 2.0)
+    divergences = []
+    for estimate in (WienerScore, kronecker_mle, toeplitz_moments):
+        runs = [estimate(law.sample(64, seeded(seed))) for seed in range(4)]
+        scores = [run if isinstance(run, WienerScore) else ExactScore(run) for run in runs]
+        errors = [path_kl(score, law, generator=seeded(9)) for score in scores]
+        divergences.append(sum(errors) / len(errors))
+    print(divergences)
+    assert divergences[0] > 2 * divergences[1] > 4 * divergences[2]
+
+
+@pytest.mark.parametrize("estimate", [kronecker_mle, toeplitz_moments])
+def test_estimators_are_consistent(estimate):
+    law = decaying_process(6, 2, 3.0)
+    errors = []
+    for n in (200, 20_000):
+        found = estimate(law.sample(n, seeded(1), torch.float64))
+        errors.append(relative_error(found.covariance(), law.covariance()))
+    assert errors[1] < errors[0] / 3 and errors[1] < 0.02
+
+
+# ---- the iteration with everything learned ------------------------------------------------------
+
+
+@pytest.mark.parametrize("stationary", [True, False])
+def test_learned_covariance_is_the_iteration_it_says(stationary):
+    model = LearnedCovariance(2, 4, 3, stationary, generator=seeded(0)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(1), dtype=torch.float64))
+    v = torch.randn(3, 4, 2, generator=seeded(2), dtype=torch.float64)
+    scores = model(v, STEPS)
+    temporal, spatial = model.temporal(), model.spatial()
+    assert_identity(temporal.trace(), 4.0)
+    assert torch.linalg.eigvalsh(temporal)[0] > -1e-12
+    for row, t in enumerate(STEPS.tolist()):
+        matrix = dense(GaussianProcess(temporal, spatial), t)
+        residual = v[row].flatten() - alpha(t) * model.mean.expand(4, 2).flatten()
+        scale = alpha(t) ** 2 * temporal.norm() * spatial.norm() + 2 * sigma(t) ** 2
+        values = model.readout(model.clock(torch.tensor([t], dtype=torch.float64)))[0]
+        s = before = torch.zeros(8, dtype=torch.float64)
+        for size, momentum in zip(values[:3], values[3:], strict=True):
+            step = 2 * size.exp() / scale * (matrix @ s + residual)
+            s, before = s - step + momentum.sigmoid() * (s - before), s
+        assert_identity(scores[row].flatten(), s, condition=1e2)
+        assert_identity(model(v[[row]], t)[0].flatten(), s, condition=1e2)
+
+
+def test_stationary_means_toeplitz():
+    model = LearnedCovariance(2, 5, generator=seeded(0))
+    with torch.no_grad():
+        model.spectrum.copy_(torch.randn(11, generator=seeded(1)))
+    gamma = model.temporal()
+    for m in range(5):
+        assert_float32(gamma.diagonal(m), gamma[0, m].expand(5 - m))
+    assert_float32(gamma.diagonal(), torch.ones(5))
+
+
+def test_every_weight_of_the_learned_covariance_matters():
+    for stationary in (True, False):
+        model = LearnedCovariance(2, 4, 3, stationary, generator=seeded(0))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(1)))
+        model(torch.randn(3, 4, 2, generator=seeded(2)), STEPS).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_learned_covariance_finds_the_covariance():
+    """From 256 sequences; the bar at its full budget (N = 16, n = 128) is measured in chapter 6."""
+    law = decaying_process(8, 2, 2.0)
+    config = TrainConfig(steps=150, batch_size=32, learning_rate=5e-2, evaluate_at=())
+    model = fit(LearnedCovariance(2, 8, generator=seeded(0)), law.sample(256, seeded(1)), config)
+    divergence = path_kl(model.model, law, generator=seeded(2))
+    gap = relative_error(model.model.temporal(), gram(PowerExponential(2.0), 8))
+    print(f"path KL {divergence:.4f}, Γ off by {gap:.3f}")
+    assert divergence < 0.02 and gap < 0.15
+
+
+def test_learned_covariance_refuses_bad_input():
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
+        LearnedCovariance(2, 4, 0)
+    with pytest.raises(ValueError, match="shape"):
+        LearnedCovariance(2, 4)(torch.zeros(1, 5, 2), 0.1)
+    with pytest.raises(ValueError, match="> 0"):
+        LearnedCovariance(2, 4)(torch.zeros(1, 4, 2), -0.1)

@@ -207,7 +207,19 @@ def gram(
     require_count("seq_len", seq_len)
     values = kernel(torch.arange(seq_len, dtype=torch.float64))
     require_finite("the kernel's values", values)
-    return values[_lags(seq_len)].to(dtype)
+    return toeplitz(values).to(dtype)
+
+
+def toeplitz(values: Tensor) -> Tensor:
+    """The symmetric matrix whose entry (i, j) is the value of lag |i − j|.
+
+    Args:
+        values: (N,), one a lag.
+
+    Returns:
+        (N, N), dtype and device of the values; differentiable.
+    """
+    return values[_lags(len(values)).to(values.device)]
 
 
 def truncate(gram: Tensor, bandwidth: int) -> Tensor:

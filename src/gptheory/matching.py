@@ -43,11 +43,19 @@ def matching_loss(
         known from v_t.
     """
     v, noise = perturb(x, t, generator)
-    signal_level, noise_level = levels(t, v)
-    error = noise_level * score(v, t) + noise
-    if weight == "velocity":
-        error = error / signal_level
-    return error.square().mean()
+    return matching_error(score(v, t), noise, t, weight).square().mean()
+
+
+def matching_error(score: Tensor, noise: Tensor, t: float | Tensor, weight: str) -> Tensor:
+    r"""The residual whose mean square is the loss, :math:`\sqrt{w(t)}\,(\hat s + z/\sigma_t)`.
+
+    Args:
+        score, noise: :math:`\hat s(v_t, t)` and z, (batch, N, d).
+        t, weight: as in :func:`matching_loss`.
+    """
+    signal_level, noise_level = levels(t, score)
+    error = noise_level * score + noise
+    return error / signal_level if weight == "velocity" else error
 
 
 def matching_steps(

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .kernels import gram
+from .kernels import PowerExponential, gram, toeplitz
 from .validation import (
     NotPSDError,
     require_count,
@@ -88,6 +88,13 @@ class GaussianProcess:
     def __repr__(self) -> str:
         temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"
         return f"GaussianProcess(temporal={temporal}, seq_len={self.seq_len}, dim={self.dim})"
+
+    def to(self, device: torch.device | str) -> GaussianProcess:
+        """The same process, with its factors on a device."""
+        temporal = self.temporal if self._kernel is not None else self.temporal.to(device)
+        return GaussianProcess(
+            temporal, self.spatial.to(device), self.mean.to(device), self.seq_len
+        )
 
     def gram(self) -> Tensor:
         """Γ as an (N, N) float64 matrix."""
@@ -243,6 +250,32 @@ class GaussianProcess:
             )
         amplitude = (eigenvalues.clamp(min=0) / len(eigenvalues)).sqrt()
         return amplitude.to(self.spatial.device)
+
+
+def decaying_process(
+    seq_len: int,
+    dim: int,
+    lengthscale: float = 8.0,
+    exponent: float = 1.0,
+    correlation: float = 0.5,
+) -> GaussianProcess:
+    r"""The laws of the book's experiments: γ power-exponential, Σ_ij = ρ^{|i−j|}, mean 0.
+
+    Every coordinate has variance 1. Source: FDGWC Data model.
+
+    Args:
+        seq_len, dim: N and d.
+        lengthscale, exponent: ℓ and ν of :class:`gptheory.kernels.PowerExponential`.
+        correlation: ρ in (−1, 1), of neighbouring coordinates.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    require_count("dim", dim)
+    if not -1 < correlation < 1:
+        raise ValueError(f"correlation must lie in (-1, 1), got {correlation!r}")
+    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64))
+    return GaussianProcess(gram(PowerExponential(lengthscale, exponent), seq_len), spatial)
 
 
 def _length_for(temporal: object, seq_len: int | None) -> int:

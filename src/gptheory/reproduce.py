@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
+from .complexity import COMPLEXITY, sample_complexity
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
 from .results import Result, load_result, stored_results
@@ -38,6 +40,11 @@ EXPERIMENTS = {
         "networks, laws of t and kinds of attention on one budget (chapter 5)",
         comparison,
         COMPARISON,
+    ),
+    "fig4a": Experiment(
+        "error against the number of sequences, a sweep (chapter 6, Figure 4a)",
+        sample_complexity,
+        COMPLEXITY,
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
@@ -93,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--scale", default="quick", help="quick (default) or paper")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     command.add_argument("--out", default="results", help="folder of the result")
+    command.add_argument("--jobs", type=int, default=1, help="processes of a sweep (default 1)")
     given = parser.parse_args(arguments)
     if given.list or given.name is None:
         print(_listing())
         return 0
     try:
-        result = reproduce(given.name, given.scale, given.device, given.out)
+        with joblib.parallel_config(n_jobs=given.jobs):
+            result = reproduce(given.name, given.scale, given.device, given.out)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

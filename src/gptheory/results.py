@@ -205,6 +205,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list]:
     for name, column in table.items():
         values = column.tolist()
         if column.dtype.kind == "f":
-            values = [float(f"{x:.{DIGITS}g}") for x in values]
+            # JSON has no NaN; a data frame turns None back into it
+            values = [None if math.isnan(x) else float(f"{x:.{DIGITS}g}") for x in values]
         rounded[str(name)] = values
     return rounded

@@ -1,17 +1,26 @@
-r"""Scores that know the structure: the Wiener filter, and the iteration with learned step sizes."""
+r"""Scores that know the structure: estimated covariances, and unrolled iterations that are trained.
+
+From least to most structure: the Wiener filter knows that data are Gaussian, the Kronecker
+estimators that their covariance is Γ ⊗ Σ, the Toeplitz ones that Γ depends on the lag only. The
+unrolled iterations are the algorithm of Theorem 1 with some of its constants learned.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from .diffusion import levels
+from .kernels import toeplitz
 from .precondition import Clock, weights_from, zero_init
 from .process import GaussianProcess
-from .score import ExactScore, along_frames
+from .score import ExactScore, along_frames, frames_first
 from .unroll import UnrolledScore, as_level
-from .validation import require_finite, require_sequences
+from .validation import require_count, require_finite, require_sequences, require_step
 
 CLOCK_WIDTH = 32
+FLIP_FLOPS = 100  # most iterations of the maximum likelihood
+FLIP_FLOP_TOLERANCE = 1e-8  # relative change of Γ at which they end
 
 
 class WienerScore:
@@ -31,11 +40,7 @@ class WienerScore:
     """
 
     def __init__(self, x: Tensor) -> None:
-        require_sequences("x", x)
-        if len(x) < 2:
-            raise ValueError(f"x must hold at least 2 sequences, got {len(x)}")
-        require_finite("x", x)
-        flat = x.double().flatten(1)
+        flat = _sample(x).flatten(1)
         mean = flat.mean(dim=0)
         centred = flat - mean
         # one long sequence of N·d frames with one coordinate each
@@ -48,6 +53,88 @@ class WienerScore:
         """Evaluate the score; takes, returns and raises what :class:`ExactScore` does."""
         require_sequences("v", v, self.seq_len, self.dim)
         return self._exact(v.flatten(1)[..., None], t).view_as(v)
+
+
+def kronecker_mle(x: Tensor) -> GaussianProcess:
+    r"""Maximum likelihood of :math:`N(\mu, \Gamma \otimes \Sigma)` (Dutilleul 1999).
+
+    The flip-flop: each factor is the covariance of the data whitened by the other,
+
+    .. math:: \hat\Gamma = \frac{1}{nd}\sum_k X_k\hat\Sigma^{-1}X_k^\top, \qquad
+              \hat\Sigma = \frac{1}{nN}\sum_k X_k^\top\hat\Gamma^{-1}X_k,
+
+    in turn until nothing changes. The mean is that of each frame.
+
+    Args:
+        x: sequences (n, N, d).
+
+    Returns:
+        The law; Γ has mean diagonal 1. Use it through :class:`gptheory.score.ExactScore`.
+
+    Raises:
+        ValueError: for a wrong shape, non-finite values, or too few sequences for the maximum to
+            exist (it does, with probability 1, iff n − 1 > N/d + d/N; Derksen and Makam 2021).
+    """
+    flat = _sample(x)
+    n, seq_len, dim = flat.shape
+    if n - 1 <= seq_len / dim + dim / seq_len:
+        raise ValueError(
+            f"a Kronecker maximum likelihood of shape ({seq_len}, {dim}) needs more than"
+            f" {seq_len / dim + dim / seq_len + 1:.1f} sequences, got {n}"
+        )
+    mean = flat.mean(dim=0)
+    flat = flat - mean
+    temporal, spatial = torch.eye(seq_len).to(flat), torch.eye(dim).to(flat)
+    for _ in range(FLIP_FLOPS):
+        before = temporal
+        temporal = _whitened_moment(flat, spatial)
+        temporal = temporal * (seq_len / temporal.trace())
+        spatial = _whitened_moment(flat.transpose(1, 2), temporal)
+        if (temporal - before).norm() < FLIP_FLOP_TOLERANCE * before.norm():
+            break
+    return GaussianProcess(temporal, spatial, mean)
+
+
+def toeplitz_moments(x: Tensor) -> GaussianProcess:
+    r"""A stationary :math:`\Gamma \otimes \Sigma` by moments: averages along diagonals.
+
+    :math:`\hat\Sigma` is the covariance of all frames, :math:`\hat\gamma(m)` the average of
+    :math:`\langle x_i, \hat\Sigma^{-1}x_{i+m}\rangle / d` over i and over the sequences. An average
+    along diagonals may have negative eigenvalues; they are set to 0. The mean is one vector for all
+    frames.
+
+    Args:
+        x: sequences (n, N, d).
+
+    Returns:
+        The law, :math:`\hat\gamma(0) = 1` before the clipping. Use it through
+        :class:`gptheory.score.ExactScore`.
+
+    Raises:
+        ValueError: for a wrong shape, non-finite values, or fewer than two sequences.
+    """
+    flat = _sample(x)
+    mean = flat.mean(dim=(0, 1))
+    flat = flat - mean
+    spatial = torch.einsum("nid,nie->de", flat, flat) / flat[..., 0].numel()
+    moment = _whitened_moment(flat, spatial)
+    lags = torch.stack([moment.diagonal(m).mean() for m in range(len(moment))])
+    values, vectors = torch.linalg.eigh(toeplitz(lags / lags[0]))
+    return GaussianProcess((vectors * values.clamp(min=0)) @ vectors.T, spatial, mean)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Sequences that covariances can be estimated from, in float64."""
+    require_sequences("x", x)
+    if len(x) < 2:
+        raise ValueError(f"x must hold at least 2 sequences, got {len(x)}")
+    require_finite("x", x)
+    return x.double()
+
+
+def _whitened_moment(x: Tensor, other: Tensor) -> Tensor:
+    """Average of X C⁻¹ Xᵀ over sequences (n, rows, columns), divided by the columns."""
+    return torch.einsum("nia,nja->ij", x @ torch.linalg.inv(other), x) / (len(x) * x.shape[2])
 
 
 class LearnedSteps(nn.Module):
@@ -121,3 +208,101 @@ class LearnedSteps(nn.Module):
         sizes = values[:, :steps].exp() * (2 / (low + high)).to(values)[:, None]
         momenta = values[:, steps:].sigmoid() if self.momentum else torch.zeros_like(sizes)
         return list(zip(sizes.T, momenta.T, strict=True))
+
+
+class LearnedCovariance(nn.Module):
+    r"""The unrolled iteration with everything learned: Γ, Σ, μ and the step sizes.
+
+    .. math:: s^{(k+1)} = s^{(k)} - \eta_k(t)\left(\alpha_t^2\,\hat\Gamma s^{(k)}\hat\Sigma
+              + \sigma_t^2 s^{(k)} + v - \alpha_t\hat\mu\right) + \beta_k(t)(s^{(k)} - s^{(k-1)}),
+              \qquad s^{(0)} = 0.
+
+    What Theorem 1 builds (Source: FDGWC Theorem 1), as a network with fewer weights than any other
+    here: the structure is given, the numbers are trained by :func:`gptheory.train.fit`.
+
+    :math:`\hat\Gamma` is positive semidefinite with trace N by its parametrisation: either L Lᵀ, or
+    Toeplitz with a non-negative spectrum, :math:`\hat\gamma(m) = \sum_f w_f\cos(\pi f m/2N)`,
+    w the softmax of 2N + 1 weights. :math:`\eta_k(t) = 2 e^{f_k(t)}/(2\sigma_t^2 + \alpha_t^2
+    \|\hat\Gamma\|_F\|\hat\Sigma\|_F)`, f and the logit of β as in :class:`LearnedSteps`.
+
+    Args:
+        dim, seq_len: d and N.
+        steps: K.
+        stationary: whether :math:`\hat\Gamma` is Toeplitz.
+        generator: source of the initial weights; before training Γ and Σ are the identity.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        seq_len: int,
+        steps: int = 8,
+        stationary: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("seq_len", seq_len), ("steps", steps)):
+            require_count(name, size)
+        self.dim, self.seq_len, self.steps, self.stationary = dim, seq_len, steps, stationary
+        self.config = {
+            "dim": dim, "seq_len": seq_len, "steps": steps, "stationary": stationary,
+        }  # fmt: skip
+        if stationary:
+            self.spectrum = nn.Parameter(torch.zeros(2 * seq_len + 1))
+        else:
+            self.root = nn.Parameter(torch.eye(seq_len))
+        self.spatial_root = nn.Parameter(torch.eye(dim))
+        self.mean = nn.Parameter(torch.zeros(dim))
+        with weights_from(generator):
+            self.clock = Clock(CLOCK_WIDTH)
+        self.readout = zero_init(nn.Linear(CLOCK_WIDTH, 2 * steps))
+        with torch.no_grad():
+            self.readout.bias[:steps] = torch.linspace(-0.5, 0.5, steps)
+            self.readout.bias[steps:] = -3.0  # momenta of 0.05
+
+    def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
+        """Evaluate the K-th iterate.
+
+        Args:
+            v: noised sequences (batch, N, d).
+            t: diffusion step > 0, a number or one per sequence (batch,).
+
+        Returns:
+            (batch, N, d), dtype and device of v.
+
+        Raises:
+            ValueError: for a wrong shape or a step that is not finite and > 0.
+        """
+        require_sequences("v", v, self.seq_len, self.dim)
+        require_step(t)
+        signal, noise = (frames_first(level) for level in levels(t, v))
+        temporal, spatial = self.temporal().to(v), self.spatial().to(v)
+        scale = signal**2 * temporal.norm() * spatial.norm() + 2 * noise**2
+        residual = v.transpose(0, 1) - signal * self.mean.to(v)  # (N, batch, d)
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, dtype=torch.float64)
+        sizes, momenta = self.readout(self.clock(t.to(v.device).reshape(-1))).to(v).chunk(2, dim=1)
+        s = before = torch.zeros_like(residual)
+        for size, momentum in zip(sizes.T, momenta.T, strict=True):  # (batch or 1,) each
+            product = along_frames(temporal, s @ spatial)
+            gradient = signal**2 * product + noise**2 * s + residual
+            step = 2 * size.exp().reshape(1, -1, 1) / scale * gradient
+            s, before = s - step + momentum.sigmoid().reshape(1, -1, 1) * (s - before), s
+        return s.transpose(0, 1)
+
+    def temporal(self) -> Tensor:
+        r""":math:`\hat\Gamma`, (N, N)."""
+        if not self.stationary:
+            gamma = self.root @ self.root.T
+            return gamma * (self.seq_len / gamma.trace())
+        frequencies = torch.arange(2 * self.seq_len + 1, device=self.spectrum.device)
+        lags = torch.arange(self.seq_len, device=self.spectrum.device)
+        waves = torch.cos(torch.outer(lags, frequencies) * (torch.pi / (2 * self.seq_len)))
+        return toeplitz(waves.to(self.spectrum) @ self.spectrum.softmax(dim=0))
+
+    def spatial(self) -> Tensor:
+        r""":math:`\hat\Sigma`, (d, d)."""
+        return self.spatial_root @ self.spatial_root.T

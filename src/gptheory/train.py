@@ -100,6 +100,10 @@ class TrainConfig:
         done = (step - rising) / (self.steps - rising)
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of the average after the update with this number, counted from 0."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -158,8 +162,9 @@ class Training:
         self.dtype, self.device = trainable[0].dtype, trainable[0].device
         if process is None and isinstance(data, GaussianProcess):
             process = data
-        self.data, self.process = (self._at_home(x) for x in (data, process))
-        _require_fitting(model, self.data)
+        self.data = at_home(data, self.dtype, self.device)
+        self.process = None if process is None else at_home(process, self.dtype, self.device)
+        require_fitting(model, self.data)
         self.model, self.config = model, config
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -251,7 +256,7 @@ class Training:
 
     def _update(self) -> tuple[Tensor, Tensor]:
         config = self.config
-        x = self._batch()
+        x = draw_batch(self.data, config.batch_size, self.generator, self.dtype)
         t = matching_steps(len(x), config.times, config.t_min, config.t_max, self.generator)
         loss = matching_loss(self.model, x, t, self.generator, config.weight)
         self.optimiser.zero_grad()
@@ -260,18 +265,11 @@ class Training:
             group["lr"] = config.learning_rate_at(self.step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
-        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        decay = config.ema_decay_at(self.step)
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
         return loss.detach(), norm
-
-    def _batch(self) -> Tensor:
-        size = self.config.batch_size
-        if isinstance(self.data, GaussianProcess):
-            return self.data.sample(size, self.generator, self.dtype)
-        rows = torch.randint(len(self.data), (size,), generator=self.generator, device=self.device)
-        return self.data[rows]
 
     def _log(self) -> None:
         self.require_finite()
@@ -290,23 +288,6 @@ class Training:
                 self.average, self.process, t, self.config.evaluate_n, generator, self.dtype
             )
             self.evaluations.append(dict(zip(EVALUATIONS, (self.step, t, error), strict=True)))
-
-    def _at_home(self, data: Tensor | GaussianProcess | None) -> Any:
-        """Data on the device of the model; sequences in the dtype of its weights."""
-        if data is None:
-            return None
-        if isinstance(data, GaussianProcess):
-            temporal = data.temporal
-            if isinstance(temporal, Tensor):
-                return GaussianProcess(
-                    *(x.to(self.device) for x in (temporal, data.spatial, data.mean))
-                )
-            spatial, mean = data.spatial.to(self.device), data.mean.to(self.device)
-            return GaussianProcess(temporal, spatial, mean, data.seq_len)
-        require_sequences("data", data)
-        require_count("the number of sequences in data", len(data))
-        require_finite("data", data)
-        return data.to(self.device, self.dtype)
 
 
 HISTORY = ["step", "seconds", "learning_rate", "loss", "grad_norm"]
@@ -355,6 +336,15 @@ def fit(
         kept = f"{checkpoint} keeps the weights of step {saved}" if saved else "nothing was saved"
         raise TrainingDivergedError(f"{error}; {kept}") from None
     return training.result()
+
+
+def draw_batch(
+    data: Tensor | GaussianProcess, size: int, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Sequences (size, N, d) for one update: fresh from a process, or rows with replacement."""
+    if isinstance(data, GaussianProcess):
+        return data.sample(size, generator, dtype)
+    return data[torch.randint(len(data), (size,), generator=generator, device=data.device)]
 
 
 def save_checkpoint(path: str | Path, training: Training) -> None:
@@ -436,7 +426,23 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in tensors if name in kept}
 
 
-def _require_fitting(model: nn.Module, data: Tensor | GaussianProcess) -> None:
+def at_home(
+    data: Tensor | GaussianProcess, dtype: torch.dtype, device: torch.device
+) -> Tensor | GaussianProcess:
+    """Data on the device of a model; sequences in the dtype of its weights.
+
+    Raises:
+        ValueError: for sequences of a wrong shape, none, or values that are not finite.
+    """
+    if isinstance(data, GaussianProcess):
+        return data.to(device)
+    require_sequences("data", data)
+    require_count("the number of sequences in data", len(data))
+    require_finite("data", data)
+    return data.to(device, dtype)
+
+
+def require_fitting(model: nn.Module, data: Tensor | GaussianProcess) -> None:
     """Raise if the model says that it is for sequences of another size."""
     if isinstance(data, GaussianProcess):
         given = {"seq_len": data.seq_len, "dim": data.dim}

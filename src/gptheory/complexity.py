@@ -1,0 +1,166 @@
+"""The sweep behind chapter 6: how the error falls with the number of sequences, and what it costs.
+
+Every part is a grid of :class:`gptheory.sweep.Cell`; all share one folder, one table, one result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from .results import save_result
+from .store import provenance
+from .sweep import FIELDS, FORMAT, Cell, collect, grid, sweep
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Settings of :func:`sample_complexity`.
+
+    Args:
+        parts: name -> axes of a grid, see :func:`gptheory.sweep.grid`.
+    """
+
+    parts: Mapping[str, Mapping[str, Any]]
+
+    def cells(self) -> dict[Cell, str]:
+        """All cells in order, each with the name of its part."""
+        return {cell: part for part, axes in self.parts.items() for cell in grid(**axes)}
+
+
+SIZES = [2**k for k in range(4, 13)]
+SEEDS = [0, 1, 2, 3]
+THREE = [2.0, 8.0, 32.0]  # lengthscales
+UNROLLED = {"steps": 800, "batch_size": 32, "learning_rate": 1e-2, "depth": 12}  # K = 12
+BUDGET = {"steps": 600}
+
+COMPLEXITY = {
+    "quick": Complexity(
+        {
+            "networks": {
+                "n": [16, 64, 256, None], "lengthscale": [2.0, 8.0], "seed": [0, 1], "steps": 300,
+            },
+            "closed": {
+                "estimator": ["wiener", "kronecker", "stationary"], "n": [16, 64, 256],
+                "lengthscale": [2.0, 8.0], "seed": [0, 1],
+            },
+        }
+    ),
+    "paper": Complexity(
+        {
+            # Fig. 4a: every law, every size
+            "networks": {
+                "lengthscale": [2.0, 4.0, 8.0, 16.0, 32.0], "exponent": [0.5, 1.0, 1.5, 2.0],
+                "n": [*SIZES, None], "seed": SEEDS, **BUDGET,
+            },
+            "closed": {
+                "estimator": ["wiener", "kronecker", "stationary"], "n": SIZES,
+                "lengthscale": THREE, "seed": SEEDS,
+            },
+            "unrolled": {
+                "estimator": ["unrolled", "unrolled-stationary"], "n": SIZES[::2],
+                "lengthscale": THREE, "seed": SEEDS, **UNROLLED,
+            },
+            # one axis at a time around N = 16, d = 2, ρ = .5, width 32, 600 steps
+            "dimension": {"dim": [1, 4, 8], "n": [256, None], "seed": SEEDS, **BUDGET},
+            "conditioning": {
+                "correlation": [0.0, 0.8, 0.95], "n": [256, None], "seed": SEEDS, **BUDGET,
+            },
+            "width": {"hidden": [16, 64], "n": [64, 256, None], "seed": SEEDS, **BUDGET},
+            "budget": {
+                "steps": [75, 150, 300, 1200], "n": [16, 64, 256, None], "seed": SEEDS,
+            },
+            "length": {"seq_len": [8, 64], "n": [256, None], "seed": SEEDS, **BUDGET},
+            # Fig. 4a at a larger N, thinned
+            "longer": {
+                "lengthscale": THREE, "n": [16, 64, 256, 1024, None], "seq_len": 32,
+                "seed": SEEDS, **BUDGET,
+            },
+        }
+    ),
+}  # fmt: skip
+
+
+def sample_complexity(
+    settings: Complexity, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """The table of the sweep as a stored result.
+
+    Source: FDGWC Theorem 2; FDGWC Fig. 4a.
+
+    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says. Takes and returns
+    what :func:`gptheory.experiments.figure1` does.
+    """
+    cells = settings.cells()
+    sweep(cells, folder / name, show_progress=show)
+    table = collect(cells, folder / name, seconds=True)
+    table.insert(0, "part", list(cells.values()))
+    parts = {part: dict(axes) for part, axes in settings.parts.items()}
+    seconds = float(table["seconds"].sum())
+    numbers = {"cells": len(table), "failed": int(table["error"].notna().sum())}
+    constants = _constants(table)
+    slim = table.drop(columns=["seconds", *constants]).astype({"n": float})
+    record = {"format": FORMAT, "parts": parts, "constants": constants}
+    return save_result(
+        folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
+    )
+
+
+def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    r"""Exponent a of :math:`\text{error} \approx c\,n^a` and half the width of its 95 % interval.
+
+    Least squares of log error on log n; the interval is Student's.
+
+    Args:
+        n: sizes, more than two values, not all equal.
+        error: positive errors, same shape; repetitions with other seeds count as points.
+
+    Raises:
+        ValueError: for fewer than three points, equal sizes, or errors that are not positive.
+    """
+    n, error = np.asarray(n, float), np.asarray(error, float)
+    if n.shape != error.shape or n.size < 3 or np.ptp(n) == 0:
+        raise ValueError(f"a slope needs three or more points of several sizes, got n = {n}")
+    if not (np.isfinite(error) & (error > 0)).all():
+        raise ValueError(f"errors must be positive and finite, got {error}")
+    fit = stats.linregress(np.log(n), np.log(error))
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n.size - 2) * fit.stderr
+    return float(fit.slope), float(reach)
+
+
+def excess(table: pd.DataFrame, column: str = "path_kl") -> pd.DataFrame:
+    """What the finite training set costs: a column minus that of the paired run on fresh data.
+
+    Args:
+        table: of a sweep that has both, see :func:`gptheory.sweep.collect`.
+        column: the error.
+
+    Returns:
+        The rows with finite n and a column ``excess``. Pairs agree in all settings but n.
+
+    Raises:
+        ValueError: if a row has no partner.
+    """
+    keys = [name for name in FIELDS if name != "n" and name in table.columns]
+    fresh = table[table["n"].isna()].set_index(keys)[column].rename("fresh")
+    paired = table[table["n"].notna()].join(fresh, on=keys)
+    if paired["fresh"].isna().any():
+        lonely = paired[paired["fresh"].isna()].iloc[0][[*keys, "n"]].to_dict()
+        raise ValueError(f"no run on fresh data agrees with {lonely}")
+    return paired.assign(excess=paired[column] - paired["fresh"]).drop(columns="fresh")
+
+
+def _constants(table: pd.DataFrame) -> dict[str, Any]:
+    """Columns of one value, which need not be stored in every row."""
+    settings = [name for name in (*FIELDS, "error") if table[name].nunique(dropna=False) == 1]
+    first = table.head(1)[settings].astype(object).to_dict("records")[0]
+    return {name: None if pd.isna(value) else value for name, value in first.items()}

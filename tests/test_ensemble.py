@@ -1,0 +1,114 @@
+"""Networks trained together: each as it would be alone, and as `fit` trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from strategies import DEVICES, process, seeded
+
+from gptheory.dit import DiT
+from gptheory.ensemble import Member, fit_ensemble
+from gptheory.structured import LearnedCovariance
+from gptheory.train import TrainConfig, TrainingDivergedError, fit
+
+LAW = process(5, 3)  # odd sizes: no tensor is a multiple of a vector
+CONFIG = TrainConfig(steps=6, batch_size=3, evaluate_at=())
+
+
+def small_dit(seed: int) -> DiT:
+    return DiT(3, 5, 8, 2, 1, fused=False, generator=seeded(seed))
+
+
+def learned(seed: int) -> LearnedCovariance:
+    return LearnedCovariance(3, 5, 2, stationary=seed % 2 == 0, generator=seeded(seed))
+
+
+def members(build=small_dit, count: int = 5) -> list[Member]:
+    """Half of them with fresh data, half with a training set of their own size."""
+    return [
+        Member(build(k), LAW if k % 2 else LAW.sample(3 + k, seeded(k)), 100 + k)
+        for k in range(count)
+    ]
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+BUILDS = [small_dit, lambda seed: learned(0), lambda seed: learned(1)]
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("batch_size", [16, 3])
+def test_who_else_is_in_the_ensemble_does_not_matter(build, batch_size):
+    """Not a bit for batches of full vectors, rounding otherwise."""
+    config = dataclasses.replace(CONFIG, batch_size=batch_size)
+    with threads(1):
+        together = fit_ensemble(members(build), config)
+        groups = {(k,): members(build)[k : k + 1] for k in range(5)}
+        groups[2, 3] = members(build)[2:4]
+        for rows, group in groups.items():
+            for row, own in zip(rows, fit_ensemble(group, config), strict=True):
+                gap = (weights(own) - weights(together[row])).abs().max()
+                assert gap == 0 if batch_size == 16 else gap < 1e-4
+
+
+@pytest.mark.parametrize("weight", ["noise", "velocity"])
+@pytest.mark.parametrize("build", [small_dit, lambda seed: learned(0)])
+def test_every_member_is_trained_as_fit_does(build, weight):
+    """Batches, schedule, clipping, AdamW and average: an independent loop, up to rounding."""
+    config = dataclasses.replace(CONFIG, weight=weight, clip=0.5, ema_decay=0.6, weight_decay=0.3)
+    group = [dataclasses.replace(m, model=m.model.double()) for m in members(build, 3)]
+    untouched = [weights(member.model) for member in group]
+    for member, before, trained in zip(group, untouched, fit_ensemble(group, config), strict=True):
+        assert torch.equal(weights(member.model), before)
+        own = dataclasses.replace(config, seed=member.seed)
+        expected = weights(fit(member.model, member.data, own).model)
+        assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+        moved = (expected - before).norm()
+        # AdamW's first steps are signs of gradients: where one is nearly 0, rounding decides
+        assert (weights(trained) - expected).norm() < 1e-6 * moved
+
+
+def test_a_member_that_diverges_leaves_the_others_alone():
+    group = members()
+    with torch.no_grad():
+        group[1].model.lift.weight.fill_(float("nan"))
+    outcomes = fit_ensemble(group, CONFIG)
+    assert isinstance(outcomes[1], TrainingDivergedError)
+    assert "diverged at step 1 of 6" in str(outcomes[1])
+    expected = fit_ensemble(members(), CONFIG)
+    for k in (0, 2, 3, 4):
+        assert torch.equal(weights(outcomes[k]), weights(expected[k]))
+
+
+def test_ensembles_refuse_bad_input():
+    with pytest.raises(ValueError, match="at least one member"):
+        fit_ensemble([], CONFIG)
+    with pytest.raises(ValueError, match="seq_len=5, the data have seq_len=4"):
+        fit_ensemble([Member(small_dit(0), torch.zeros(2, 4, 3), 0)], CONFIG)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fit_ensemble([Member(small_dit(0), torch.full((2, 5, 3), torch.nan), 0)], CONFIG)
+    with pytest.raises(ValueError, match="differ"):
+        other = Member(DiT(3, 5, 16, 2, 1, fused=False), LAW, 0)
+        fit_ensemble([Member(small_dit(0), LAW, 0), other], CONFIG)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ensembles_train_where_their_models_are(device):
+    group = [dataclasses.replace(m, model=m.model.to(device)) for m in members(count=2)]
+    for trained in fit_ensemble(group, CONFIG):
+        assert weights(trained).device.type == device
+        assert torch.isfinite(weights(trained)).all()
