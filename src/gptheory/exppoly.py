@@ -25,6 +25,7 @@ from .validation import require_count, require_positive
 
 KINDS = ("minimax", "taylor")
 EXCHANGES = 30  # of Remez's algorithm; four or five are enough far from rounding
+LARGEST_RADIUS = 20.0  # rounding, of order u e^{2R}, is far above 1 there in double precision
 LEVEL = 1e-3  # it stops when the largest error exceeds the levelled one by less, relatively
 
 
@@ -109,6 +110,11 @@ def exp_polynomial(degree: int, radius: float, kind: str = "minimax") -> ExpPoly
     require_positive("radius", radius)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if radius > LARGEST_RADIUS:
+        raise ValueError(
+            f"no polynomial has a relative error below 1 on [-{radius:.4g}, {radius:.4g}] in double"
+            " precision: scale queries and keys down"
+        )
     candidate = _taylor(degree, radius) if kind == "taylor" else _minimax(degree, radius)
     coefficients = tuple(candidate.convert(kind=Polynomial).coef.tolist())
     coefficients += (0.0,) * (degree + 1 - len(coefficients))  # a last coefficient that underflowed
@@ -135,7 +141,7 @@ def degree_for(error: float, radius: float, kind: str = "minimax") -> int:
     """
     if not 0 < error < 1:
         raise ValueError(f"error must lie in (0, 1), got {error!r}")
-    for degree in range(int(4 * radius + 60)):
+    for degree in range(int(2 * radius + 20)):
         try:
             if exp_polynomial(degree, radius, kind).relative_error <= error:
                 return degree

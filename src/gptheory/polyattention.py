@@ -318,7 +318,11 @@ def _require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"q, k and v must all be float32 or all float64, got {q.dtype}, {k.dtype}, {v.dtype}"
         )
     fits = q.ndim == k.ndim == v.ndim >= 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
-    if not (fits and q.numel() and k.numel()) or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+    if (
+        not (fits and q.numel() and k.numel())
+        or q.shape[-1] != k.shape[-1]
+        or k.shape[-2] != v.shape[-2]
+    ):
         raise ValueError(
             "expected q (..., L, dim), k (..., M, dim) and v (..., M, d_v), got"
             f" {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"

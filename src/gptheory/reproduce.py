@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from .complexity import GROWTH, attention_growth
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
+from .polydit import SWAP, swap
 from .results import Result, load_result, stored_results
 
 
@@ -42,6 +44,12 @@ EXPERIMENTS = {
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
     ),
+    "attention": Experiment(
+        "time and memory of polynomial attention against the length (chapter 10)",
+        attention_growth,
+        GROWTH,
+    ),
+    "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
 }
 
 
