@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gptheory.complexity import Growth, candidates, growth_exponent
+from gptheory.growth import Growth, candidates, growth_exponent
 
 from .compare import COLUMNS, Comparison, Row, timed, verdict
 

@@ -92,7 +92,7 @@ def test_rounding_ends_what_can_be_certified():
     with pytest.raises(ValueError, match="most of it is rounding"):
         exp_polynomial(30, 17.0)
     for radius in (21.0, 1e3, 1e9):
-        with pytest.raises(ValueError, match="below 1 .* scale queries and keys down"):
+        with pytest.raises(ValueError, match=r"below 1 .* scale queries and keys down"):
             exp_polynomial(4, radius)
     polynomial = exp_polynomial(12, 4.0)
     s = torch.linspace(-4, 4, 4001)

@@ -16,8 +16,8 @@ from strategies import DEVICES, seeded, seeds
 from tolerances import assert_at_most, assert_float32, assert_identity
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptheory.complexity import MemoryMeter, growth_exponent
 from gptheory.exppoly import exp_polynomial
+from gptheory.growth import MemoryMeter, growth_exponent
 from gptheory.polyattention import (
     BeyondRangeWarning,
     DenseIsCheaperWarning,

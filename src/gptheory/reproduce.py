@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .complexity import GROWTH, attention_growth
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
+from .growth import GROWTH, attention_growth
 from .polydit import SWAP, swap
 from .results import Result, load_result, stored_results
 
