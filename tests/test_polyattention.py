@@ -156,6 +156,22 @@ def test_default_scale_is_one_over_dim_and_torch_agrees_with_a_given_one():
     assert (poly_attention(q, k, v, 12, scale=2**-0.5) - theirs).abs().max() < 1e-7
 
 
+def test_logit_bound_bounds_and_never_exceeds_the_papers():
+    """Every logit is below it, one long key in any chunk included; it is at most B² where λ = 1/d."""
+    q, k = uniform(2, 600, 3, seed=1), uniform(2, 1200, 3, seed=2)
+    largest = (q @ k.mT / 3).abs().max().item()
+    assert largest <= logit_bound(q, k, 1 / 3) <= 1
+    for place in (0, 600, 1199):
+        long = k.clone()
+        long[1, place] = 50 * q[1, 7]
+        reach = (q @ long.mT / 3).abs().max().item()
+        assert_at_most(reach, logit_bound(q, long, -1 / 3))
+    parallel = q[0, :1].expand(1, 1, 3)  # Cauchy-Schwarz is an equality there
+    assert_identity(torch.tensor(logit_bound(parallel, parallel, 0.5)), parallel.square().sum() / 2)
+    corners = torch.ones(5, 3, dtype=F64)
+    assert_identity(torch.tensor(logit_bound(corners, -corners, 1 / 3)), torch.tensor(1.0))
+
+
 def test_queries_and_keys_may_differ_in_number():
     q, k, v = uniform(50, 2, seed=1), uniform(700, 2, seed=2), uniform(700, 3, seed=3)
     assert_identity(poly_attention(q, k, v, 14), softmax_attention(q, k, v, 0.5))
