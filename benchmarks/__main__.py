@@ -9,7 +9,7 @@ import numpy
 import scipy
 import torch
 
-from . import covariance, sampling, score, training, unroll
+from . import attention, covariance, sampling, score, training, unroll
 from .compare import HEADER, Row
 
 ROOMS = {
@@ -18,6 +18,7 @@ ROOMS = {
     "unroll": unroll,
     "covariance": covariance,
     "training": training,
+    "attention": attention,
 }
 
 

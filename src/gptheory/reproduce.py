@@ -15,6 +15,8 @@ import torch
 from .complexity import COMPLEXITY, sample_complexity
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
+from .growth import GROWTH, attention_growth
+from .polydit import SWAP, swap
 from .results import Result, load_result, stored_results
 
 
@@ -49,6 +51,12 @@ EXPERIMENTS = {
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
     ),
+    "attention": Experiment(
+        "time and memory of polynomial attention against the length (chapter 10)",
+        attention_growth,
+        GROWTH,
+    ),
+    "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
 }
 
 

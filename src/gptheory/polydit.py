@@ -1,0 +1,261 @@
+r"""A trained diffusion transformer whose softmax is exchanged for a polynomial, weights untouched.
+
+At the sizes of this book the rank of the polynomial exceeds N by far, so the maps are formed: what
+is asked here is not how fast such a network is, but what the polynomial does to what it generates.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .diffusion import perturb
+from .dit import Attention, DiT
+from .experiments import FIGURE1, Data, stored_network, trained
+from .exppoly import exp_polynomial
+from .metrics import (
+    debiased_error,
+    path_kl,
+    relative_error,
+    sampling_floor,
+    score_error,
+    temporal_covariance,
+)
+from .process import GaussianProcess
+from .results import load_result, save_result
+from .sample import sample
+from .score import ExactScore, Score
+from .store import provenance
+from .train import TrainConfig
+from .validation import require_count
+
+SMALLEST_RADIUS = 1e-3  # of logits that are all zero
+MARGIN = 1 + 1e-5  # logits are rounded
+SHOWN_PATHS = 4
+
+
+class PolynomialAttention(Attention):
+    r"""Attention with weights :math:`p(l_{ij}/2)^2`, normalised, for :math:`e^{l_{ij}}`.
+
+    p is the minimax polynomial of degree g/2 on half the range of the logits: their square has
+    degree g and is positive everywhere. (This is scaling and squaring, as for the exponential of a
+    matrix: its rounding is of order :math:`u\,e^R`, where a polynomial on the whole range would
+    have :math:`u\,e^{2R}`.) With ε the error of p, a row of the map is that of a polynomial of
+    error :math:`2\varepsilon/(1+\varepsilon^2)`, hence off by at most 2ε in the sum of absolute
+    values.
+
+    Keys are centred first: a constant added to the logits of a row does not change softmax.
+
+    Args:
+        trained: the layer whose weights are used (shared, not copied).
+        degree: g, even.
+        radius: R; by default the largest logit of the batch at hand.
+    """
+
+    def __init__(self, trained: Attention, degree: int, radius: float | None = None) -> None:
+        require_count("degree", degree, minimum=0)
+        if degree % 2:
+            raise ValueError(f"degree must be even, got {degree}: the weights are squares")
+        if trained.kind != "softmax":
+            raise ValueError(f"only softmax attention can be exchanged, got {trained.kind!r}")
+        torch.nn.Module.__init__(self)
+        self.heads, self.kind, self.fused = trained.heads, "polynomial", False
+        self.project, self.output = trained.project, trained.output
+        self.degree, self.radius = degree, radius
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Those of softmax attention with centred keys."""
+        return super().logits(query, key - key.mean(dim=-2, keepdim=True))
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        """Logits to maps, same shape; evaluated in float64.
+
+        Raises:
+            ValueError: for logits beyond the radius, or an error that is not below 1.
+        """
+        reach = max(logits.detach().abs().max().item(), SMALLEST_RADIUS) * MARGIN
+        if self.radius is not None and reach > self.radius * MARGIN:
+            raise ValueError(f"logits reach {reach:.4g}, the radius is {self.radius:.4g}")
+        root = exp_polynomial(self.degree // 2, (self.radius or reach) / 2)
+        weights = root(logits.double() / 2) ** 2
+        return (weights / weights.sum(dim=-1, keepdim=True)).to(logits)
+
+
+def with_polynomial_attention(network: DiT, degree: int, radius: float | None = None) -> DiT:
+    """A copy of a network with :class:`PolynomialAttention` in every block.
+
+    Args:
+        network: trained with softmax attention.
+        degree, radius: see :class:`PolynomialAttention`.
+
+    Returns:
+        The copy, a score (v, t) like the network; it refuses what its polynomials refuse.
+    """
+    swapped = copy.deepcopy(network)
+    for block in swapped.blocks:
+        block.attention = PolynomialAttention(block.attention, degree, radius)
+    return swapped
+
+
+@torch.no_grad()
+def logit_ranges(
+    network: DiT,
+    process: GaussianProcess,
+    steps: tuple[float, ...],
+    n: int = 64,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
+    """The largest |logit| of every layer at some diffusion steps, keys as they are and centred.
+
+    Args:
+        network: with softmax attention.
+        process: law of the clean sequences.
+        steps: diffusion steps t.
+        n: sequences at each.
+        generator: source of randomness.
+
+    Returns:
+        Columns ``layer`` (from 1), ``t``, ``range`` and ``centred``.
+    """
+    x, rows = process.sample(n, generator), []
+
+    def hook(layer: int, t: float) -> Callable[..., None]:
+        def look(attention: Attention, inputs: tuple[Tensor]) -> None:
+            query, key, _ = attention.query_key_value(inputs[0])
+            centred = key - key.mean(dim=-2, keepdim=True)
+            reach = [attention.logits(query, k).abs().max().item() for k in (key, centred)]
+            rows.append({"layer": layer, "t": t, "range": reach[0], "centred": reach[1]})
+
+        return look
+
+    for t in steps:
+        hooks = [
+            block.attention.register_forward_pre_hook(hook(layer, t))
+            for layer, block in enumerate(network.blocks, start=1)
+        ]
+        try:
+            network(perturb(x, t, generator)[0], t)
+        finally:
+            for handle in hooks:
+                handle.remove()
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Settings of :func:`swap`.
+
+    Args:
+        network: name of the stored result whose DiT is used; without one, a DiT is trained.
+        data, training: of that training, and with which the stored network was trained.
+        degrees: of the polynomials.
+        steps: diffusion steps of the logits' ranges.
+        score_steps: diffusion steps of the score errors.
+        monte_carlo: sequences of score errors and of the path divergence.
+        samples: sequences generated.
+        solver_steps: of the probability-flow ODE.
+    """
+
+    network: str | None
+    data: Data
+    training: TrainConfig
+    degrees: tuple[int, ...]
+    steps: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+    score_steps: tuple[float, ...] = (0.01, 0.1, 1.0)
+    monte_carlo: int = 512
+    samples: int = 256
+    solver_steps: int = 25
+
+
+SWAP = {
+    "quick": Swap(None, Data(32, 4), TrainConfig(steps=800), (2, 4, 6, 8, 10, 12, 14, 16, 20)),
+    "paper": Swap(
+        "fig1-paper", FIGURE1["paper"].data, FIGURE1["paper"].training, (8, 12, 16, 20, 24, 28, 32)
+    ),
+}
+
+
+def swap(
+    settings: Swap, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """What polynomials of several degrees do to a trained DiT.
+
+    Table ``ranges``: see :func:`logit_ranges`. Table ``quality``: score errors, path divergence,
+    coupled-ODE error and covariance error of generated sequences by degree; degree −1 is softmax,
+    and a degree that was refused has no numbers.
+    Takes and returns what :func:`gptheory.experiments.figure1` does.
+    """
+    start = time.perf_counter()
+    process = settings.data.process(device)
+    if settings.network is None:
+        label = f"{name}-DiT"
+        network = trained(
+            "DiT", settings.data, settings.training, folder, device, show, label
+        ).model.requires_grad_(False)
+    else:
+        network = stored_network(load_result(settings.network), "DiT").to(device)
+    draw = torch.Generator(device).manual_seed(0)
+    ranges = logit_ranges(network, process, settings.steps, settings.samples, draw)
+    arrays, rows = {}, []
+    truth = _generated(ExactScore(process), process, settings, show)
+    for degree in (-1, *settings.degrees):
+        score = network if degree < 0 else with_polynomial_attention(network, degree)
+        try:
+            numbers, x = _quality(score, process, truth, settings, show)
+        except ValueError:  # the polynomial was refused: its error is not below 1
+            rows.append({"degree": degree})
+            continue
+        rows.append({"degree": degree, **numbers})
+        arrays[f"paths.{degree}"] = x[:SHOWN_PATHS].half()
+    arrays["paths.exact"] = truth[:SHOWN_PATHS].half()
+    quality = pd.DataFrame(rows)
+    numbers = {
+        "head dimension": network.config["hidden"] // network.config["heads"],
+        "sampling floor": sampling_floor(process, settings.samples),
+    }
+    return save_result(
+        folder, name, arrays, asdict(settings), {"network": numbers},
+        {"ranges": ranges, "quality": quality}, provenance(device), time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _generated(score: Score, process: GaussianProcess, settings: Swap, show: bool | None) -> Tensor:
+    device = process.mean.device
+    return sample(
+        score, settings.samples, process.seq_len, process.dim, steps=settings.solver_steps,
+        generator=torch.Generator(device).manual_seed(1), device=device, show_progress=show,
+    )  # fmt: skip
+
+
+def _quality(
+    score: Score, process: GaussianProcess, truth: Tensor, settings: Swap, show: bool | None
+) -> tuple[dict[str, Any], Tensor]:
+    """Numbers of a score, and what it generates from the noise from which the truth came."""
+    device = process.mean.device
+
+    def draw() -> torch.Generator:
+        return torch.Generator(device).manual_seed(2)
+
+    n = settings.monte_carlo
+    errors = {
+        f"score error, t = {t:g}": score_error(score, process, t, min(n, 128), draw())
+        for t in settings.score_steps
+    }
+    x = _generated(score, process, settings, show)
+    error = relative_error(temporal_covariance(x, process.mean), process.gram().to(x))
+    return {
+        **errors,
+        "path_kl": path_kl(score, process, n=n, generator=draw()),
+        "coupled_ode_error": relative_error(x, truth),
+        "covariance error, debiased": debiased_error(
+            error, sampling_floor(process, settings.samples)
+        ),
+    }, x
