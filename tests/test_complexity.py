@@ -27,7 +27,7 @@ def test_result_holds_every_cell_and_its_part(tmp_path):
     result = load_result("tiny", path.parent)
     table = result.table("cells")
     assert list(table["part"]) == ["networks"] * 4 + ["closed"] * 2
-    assert result.numbers == {"cells": 6, "failed": 0}
+    assert result.numbers == {"sweep": {"cells": 6, "failed": 0}}
     assert result.record["seconds"] > 0
     whole = collect(TINY.cells(), tmp_path / "tiny")
     assert np.allclose(table["path_kl"], whole["path_kl"], rtol=1e-5)
@@ -98,7 +98,7 @@ def test_committed_sweep_is_the_whole_grid(networks):
     finite = networks[networks["n"].notna()]
     assert len(finite) == 9 * 4 * 5 * 4 and len(networks) == len(finite) + 80
     record = load_result("fig4a-paper").record
-    assert record["numbers"]["cells"] == len(COMPLEXITY["paper"].cells())
+    assert record["numbers"]["sweep"]["cells"] == len(COMPLEXITY["paper"].cells())
     assert {"python", "torch", "machine", "device"} <= record["provenance"].keys()
 
 

@@ -19,10 +19,11 @@ from strategies import seeded
 from tolerances import assert_float32
 
 from gptheory import sweep as module
+from gptheory.cell import Cell, assess
 from gptheory.metrics import path_kl, temporal_covariance
 from gptheory.score import ExactScore
 from gptheory.structured import WienerScore, toeplitz_moments
-from gptheory.sweep import Cell, assess, collect, grid, sweep
+from gptheory.sweep import collect, grid, sweep
 
 SMALL = {"seq_len": 4, "dim": 2, "steps": 3, "batch_size": 16, "hidden": 8, "depth": 1}
 

@@ -1,6 +1,6 @@
 """The sweep behind chapter 6: how the error falls with the number of sequences, and what it costs.
 
-Every part is a grid of :class:`gptheory.sweep.Cell`; all share one folder, one table, one result.
+Every part is a grid of :class:`gptheory.cell.Cell`; all share one folder, one table, one result.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from .cell import FIELDS, FORMAT, Cell
 from .results import save_result
 from .store import provenance
-from .sweep import FIELDS, FORMAT, Cell, collect, grid, sweep
+from .sweep import collect, grid, sweep
 
 CONFIDENCE = 0.95
 
@@ -106,7 +107,7 @@ def sample_complexity(
     table.insert(0, "part", list(cells.values()))
     parts = {part: dict(axes) for part, axes in settings.parts.items()}
     seconds = float(table["seconds"].sum())
-    numbers = {"cells": len(table), "failed": int(table["error"].notna().sum())}
+    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
     constants = _constants(table)
     slim = table.drop(columns=["seconds", *constants]).astype({"n": float})
     record = {"format": FORMAT, "parts": parts, "constants": constants}

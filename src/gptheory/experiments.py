@@ -77,8 +77,6 @@ class Figure1:
     Args:
         data: the law of the sequences.
         training: of both networks.
-        finish: a second training, from the averaged weights of the first. Weighing by noise leaves
-            large t to themselves, where the covariance is decided; here they are caught up.
         samples: sequences generated from each; the first ``picture`` make the paper's figure.
         solver_steps: of the probability-flow ODE.
         monte_carlo: sequences of the path divergence.
@@ -90,7 +88,6 @@ class Figure1:
     picture: int = 1000
     solver_steps: int = 40
     monte_carlo: int = 4096
-    finish: TrainConfig | None = None
 
 
 FIGURE1 = {
@@ -101,16 +98,6 @@ FIGURE1 = {
         Data(128, 8),
         TrainConfig(steps=16_000, ema_decay=0.999, log_every=100, evaluate_every=1000),
         samples=6000,
-        finish=TrainConfig(
-            steps=800,
-            batch_size=128,
-            learning_rate=1e-3,
-            ema_decay=0.99,
-            weight="velocity",
-            seed=1,
-            log_every=50,
-            evaluate_every=200,
-        ),
     ),
 }
 
@@ -141,8 +128,6 @@ def figure1(
     for kind in ("DiT", "UNet1d"):
         label = f"{name}-{kind}"
         run = trained(kind, settings.data, settings.training, folder, device, show, label)
-        if settings.finish is not None:
-            run = finished(run, settings, folder / f"{label}-finish.checkpoint", show)
         network = in_half_precision(run.model)
         start = time.perf_counter()
         x = generated(network, settings, folder / label, device, show)
@@ -193,28 +178,6 @@ def trained(
     path = folder / f"{label}.checkpoint"
     every = max(1, min(200, config.steps // 10))
     return fit(network, data.process(device), config, None, path, every, show)
-
-
-def finished(run: TrainResult, settings: Figure1, path: Path, show: bool | None) -> TrainResult:
-    """Train on as ``settings.finish`` says, from the averaged weights; one history of both."""
-    model = copy.deepcopy(run.model).requires_grad_()
-    device = next(model.parameters()).device
-    process = settings.data.process(device)
-    second = fit(model, process, settings.finish, None, path, 50, show)
-    histories = (run.history, _later(second.history, run))
-    evaluations = (run.evaluations, _later(second.evaluations, run))
-    return TrainResult(
-        second.model,
-        pd.concat(histories, ignore_index=True),
-        pd.concat(evaluations, ignore_index=True),
-        run.seconds + second.seconds,
-    )
-
-
-def _later(table: pd.DataFrame, run: TrainResult) -> pd.DataFrame:
-    """The table of a run that began when another ended."""
-    offsets = {"step": int(run.history["step"].iloc[-1]), "seconds": run.seconds}
-    return table.assign(**{k: table[k] + v for k, v in offsets.items() if k in table})
 
 
 def accuracy(score: Score, process: GaussianProcess, monte_carlo: int = 4096) -> dict[str, float]:
