@@ -157,7 +157,7 @@ def test_default_scale_is_one_over_dim_and_torch_agrees_with_a_given_one():
 
 
 def test_logit_bound_bounds_and_never_exceeds_the_papers():
-    """Every logit is below it, one long key in any chunk included; it is at most B² where λ = 1/d."""
+    """Every logit is below it, one long key in any chunk included; at most B² where λ = 1/d."""
     q, k = uniform(2, 600, 3, seed=1), uniform(2, 1200, 3, seed=2)
     largest = (q @ k.mT / 3).abs().max().item()
     assert largest <= logit_bound(q, k, 1 / 3) <= 1
@@ -167,9 +167,9 @@ def test_logit_bound_bounds_and_never_exceeds_the_papers():
         reach = (q @ long.mT / 3).abs().max().item()
         assert_at_most(reach, logit_bound(q, long, -1 / 3))
     parallel = q[0, :1].expand(1, 1, 3)  # Cauchy-Schwarz is an equality there
-    assert_identity(torch.tensor(logit_bound(parallel, parallel, 0.5)), parallel.square().sum() / 2)
+    assert_identity(logit_bound(parallel, parallel, 0.5), parallel.square().sum() / 2)
     corners = torch.ones(5, 3, dtype=F64)
-    assert_identity(torch.tensor(logit_bound(corners, -corners, 1 / 3)), torch.tensor(1.0))
+    assert_identity(logit_bound(corners, -corners, 1 / 3), 1.0)
 
 
 def test_queries_and_keys_may_differ_in_number():
