@@ -19,11 +19,12 @@ SETTINGS = Growth()  # d = 4, g = 4, the gradient with g = 6
 LENGTHS = tuple(2**e for e in range(11, 17))
 DENSE_LENGTHS = (2**11, 2**12, 2**13)
 MEGABYTES = """
-import resource, torch
+import torch
+from gptheory.growth import peak_resident_bytes
 from gptheory.polyattention import poly_attention
 q, k, v = (2 * torch.rand(3, {length}, 4) - 1).unbind()
 poly_attention(q, k, v, 4)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+print(peak_resident_bytes() / 1e6)
 """
 
 

@@ -68,6 +68,20 @@ def growth_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(np.asarray(sizes)), np.log(np.asarray(costs)), 1)[0])
 
 
+def peak_resident_bytes() -> int:
+    """The most memory this process has had, libraries included.
+
+    Linux tells it in /proc; elsewhere ``getrusage`` does, which counts a parent's pages too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource  # absent on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention by its L × M map, the textbook way."""
     return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v

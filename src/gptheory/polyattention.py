@@ -149,7 +149,8 @@ def monomials(x: Tensor, degree: int) -> Tensor:
 def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     r"""A bound on all logits, :math:`|\lambda| \max_i \|q_i\| \max_j \|k_j\|`, in one pass.
 
-    It never exceeds the paper's :math:`B^2`, where |entries| <= B and λ = 1/d (Cauchy-Schwarz).
+    It never exceeds the paper's :math:`B^2`, where entries are at most B in size and λ = 1/d
+    (Cauchy-Schwarz).
 
     Args:
         q, k: (..., L, dim) and (..., M, dim).

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from . import dit
 from .diffusion import perturb
-from .dit import Attention, DiT
+from .dit import DiT
 from .experiments import FIGURE1, Data, stored_network, trained
 from .exppoly import exp_polynomial
 from .metrics import (
@@ -42,7 +43,7 @@ MARGIN = 1 + 1e-5  # logits are rounded
 SHOWN_PATHS = 4
 
 
-class PolynomialAttention(Attention):
+class PolynomialAttention(dit.Attention):
     r"""Attention with weights :math:`p(l_{ij}/2)^2`, normalised, for :math:`e^{l_{ij}}`.
 
     p is the minimax polynomial of degree g/2 on half the range of the logits: their square has
@@ -60,7 +61,7 @@ class PolynomialAttention(Attention):
         radius: R; by default the largest logit of the batch at hand.
     """
 
-    def __init__(self, trained: Attention, degree: int, radius: float | None = None) -> None:
+    def __init__(self, trained: dit.Attention, degree: int, radius: float | None = None) -> None:
         require_count("degree", degree, minimum=0)
         if degree % 2:
             raise ValueError(f"degree must be even, got {degree}: the weights are squares")
@@ -113,7 +114,7 @@ def logit_ranges(
     n: int = 64,
     generator: torch.Generator | None = None,
 ) -> pd.DataFrame:
-    """The largest |logit| of every layer at some diffusion steps, keys as they are and centred.
+    """The largest logit, in size, of every layer at some diffusion steps, keys as is and centred.
 
     Args:
         network: with softmax attention.
@@ -128,7 +129,7 @@ def logit_ranges(
     x, rows = process.sample(n, generator), []
 
     def hook(layer: int, t: float) -> Callable[..., None]:
-        def look(attention: Attention, inputs: tuple[Tensor]) -> None:
+        def look(attention: dit.Attention, inputs: tuple[Tensor]) -> None:
             query, key, _ = attention.query_key_value(inputs[0])
             centred = key - key.mean(dim=-2, keepdim=True)
             reach = [attention.logits(query, k).abs().max().item() for k in (key, centred)]
