@@ -13,6 +13,7 @@ import torch
 
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
+from .probing import PROBING, probing
 from .results import Result, load_result, stored_results
 
 
@@ -41,6 +42,9 @@ EXPERIMENTS = {
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
+    ),
+    "fig5": Experiment(
+        "attention maps beside their nulls (chapter 7, Figures 4b and 5)", probing, PROBING
     ),
 }
 
