@@ -30,7 +30,8 @@ from .train import TrainConfig, TrainResult, fit
 SHUFFLED = 8192  # sequences with frames in random order
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # diffusion steps, as denoising meets them
 ABLATED_AT = (0.01, 0.1, 1.0)
-ONE_LAYER_AT = 0.1
+AT = 0.1  # of edits of one layer, and of the maps that are kept
+NULLS = ("white noise", "shuffled")  # those that are trained
 EDITS = {
     "only e-e": probe.only("ee"),
     "without e-e": probe.without("ee"),
@@ -56,8 +57,6 @@ class Probing:
         stored: a committed result whose DiT is the trained network of the first seed.
         sequences, ablated, jacobians: how many are looked at, how many a score error is measured
             on, and at how many the Jacobian is taken.
-        pictured: networks whose maps are kept, for the first seed.
-        pictured_at: diffusion steps of these maps.
     """
 
     data: Data
@@ -69,8 +68,6 @@ class Probing:
     sequences: int = 64
     ablated: int = 512
     jacobians: int = 4
-    pictured: tuple[str, ...] = ("trained", "untrained", "permuted", "white noise", "shuffled")
-    pictured_at: tuple[float, ...] = (2.0, 0.5, 0.1, 0.02)
 
 
 PROBING = {
@@ -78,7 +75,6 @@ PROBING = {
     "paper": Probing(
         Data(128, 8), TrainConfig(steps=2000), null_steps=600, null_seeds=(0,),
         stored="fig1-paper", sequences=32, ablated=64, jacobians=1,
-        pictured=("white noise", "shuffled"), pictured_at=(0.1,),
     ),
 }  # fmt: skip
 
@@ -97,7 +93,9 @@ def probing(
     Γ and W_t, R² of W_t on the heads with and without the diagonal, mean lag and contrast. Table
     ``norms``: the paper's Frobenius norms, means over heads. Table ``ablations``: score errors
     after each edit of all layers (layer 0) or one. Table ``jacobians``: relative error and
-    off-diagonal correlation. Arrays: maps averaged over sequences and heads, (layers, t, N, N).
+    off-diagonal correlation. Arrays: maps of trained nulls at t = 0.1, averaged over sequences and
+    heads, (layers, N, N), half precision.
+
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
     process, arrays, seconds = settings.data.process(device), {}, 0.0
@@ -112,8 +110,9 @@ def probing(
                 rows["jacobians"] = _jacobians(network, process, settings)
             for table, each in rows.items():
                 found[table] += [{"network": kind, "seed": seed, **row} for row in each]
-            if seed == settings.seeds[0] and kind in settings.pictured:
-                arrays[kind] = _pictures(network, process, settings)
+            if seed == settings.seeds[0] and kind in NULLS:
+                seen = probe.record(network, _noised(process, settings.sequences, AT), AT)
+                arrays[kind] = torch.stack([layer.maps.mean(dim=(0, 1)) for layer in seen]).half()
         seconds += training_seconds + time.perf_counter() - start
     tables = {name: pd.DataFrame(rows) for name, rows in found.items()}
     at = tables["maps"].query("t == 0.1").groupby("network")[["ee", "correlation with W"]].mean()
@@ -190,8 +189,7 @@ def _networks(
     seed: int, settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None
 ) -> tuple[dict[str, DiT], float]:
     """The five networks of a seed, and the seconds that their training took."""
-    nulls, networks = ["white noise", "shuffled"], {}
-    kinds = ["trained", *(nulls if seed in settings.null_seeds else [])]
+    kinds, networks = ["trained", *(NULLS if seed in settings.null_seeds else [])], {}
     if settings.stored is not None and seed == settings.seeds[0]:
         kinds.remove("trained")
         networks["trained"] = stored_network(load_result(settings.stored), "DiT").to(device)
@@ -216,7 +214,7 @@ def _ablations(
     for layer in range(len(network.blocks)):
         for label in ("without e-e", "uniform"):
             edited = probe.Edited(network, EDITS[label], [layer])
-            cases.append((label, layer + 1, ONE_LAYER_AT, edited))
+            cases.append((label, layer + 1, AT, edited))
     full = {}
     for label, layer, t, score in cases:
         generator = torch.Generator(process.mean.device).manual_seed(103)
@@ -233,15 +231,6 @@ def _jacobians(
         for jacobian in maps.denoiser_jacobian(network, v, t).double():
             alike = maps.off_diagonal_correlation(jacobian, exact).item()
             yield {"t": t, "error": relative_error(jacobian, exact), "correlation": alike}
-
-
-def _pictures(network: DiT, process: GaussianProcess, settings: Probing) -> Tensor:
-    """Average maps, (layers, diffusion steps, N, N)."""
-    by_step = []
-    for t in settings.pictured_at:
-        seen = probe.record(network, _noised(process, settings.sequences, t), t)
-        by_step.append(torch.stack([layer.maps.mean(dim=(0, 1)) for layer in seen]))
-    return torch.stack(by_step, dim=1).half()
 
 
 def _noised(process: GaussianProcess, n: int, t: float) -> Tensor:
