@@ -1,6 +1,6 @@
 """The experiment behind chapter 7: what attention has learned, beside networks that could not.
 
-Each seed gives five networks: ``trained``; ``untrained``; ``permuted``, the trained one with its
+There are five kinds of networks: ``trained``; ``untrained``; ``permuted``, the trained one with its
 positions permuted; ``white noise``, trained on sequences without memory; and ``shuffled``, trained
 on sequences whose frames come in random order, so that positions say nothing.
 """
@@ -20,16 +20,15 @@ from torch import Tensor
 from . import maps, probe
 from .diffusion import perturb
 from .dit import DiT
-from .experiments import Data, stored_network
+from .experiments import Data, in_half_precision
 from .metrics import relative_error, score_error
 from .process import GaussianProcess
-from .results import load_result, save_result
+from .results import save_result
 from .store import provenance
 from .train import TrainConfig, TrainResult, fit
 
 SHUFFLED = 8192  # sequences with frames in random order
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # diffusion steps, as denoising meets them
-ABLATED_AT = (0.01, 0.1, 1.0)
 AT = 0.1  # of edits of one layer, and of the maps that are kept
 NULLS = ("white noise", "shuffled")  # those that are trained
 EDITS = {
@@ -52,11 +51,13 @@ class Probing:
         data: the law of the sequences.
         training: of the networks; its seed is replaced.
         null_steps: updates of the null models.
-        seeds: of the networks.
-        null_seeds: those of them for which null models are trained too.
-        stored: a committed result whose DiT is the trained network of the first seed.
+        seeds: of the trained networks, and of their untrained and permuted twins.
+        null_seeds: of the null models that are trained.
+        keep: whether to keep the weights of the first trained network, in half precision.
         sequences, ablated, jacobians: how many are looked at, how many a score error is measured
             on, and at how many the Jacobian is taken.
+        edited_at: diffusion steps of score errors and Jacobians; the one at which single layers
+            are edited, 0.1, is among them.
     """
 
     data: Data
@@ -64,17 +65,18 @@ class Probing:
     null_steps: int
     seeds: tuple[int, ...] = (0, 1, 2)
     null_seeds: tuple[int, ...] = (0, 1, 2)
-    stored: str | None = None
+    keep: bool = False
     sequences: int = 64
     ablated: int = 512
     jacobians: int = 4
+    edited_at: tuple[float, ...] = (0.01, 0.1, 1.0)
 
 
 PROBING = {
     "quick": Probing(Data(32, 4), TrainConfig(steps=800), null_steps=800),
     "paper": Probing(
-        Data(128, 8), TrainConfig(steps=2000), null_steps=600, null_seeds=(0,),
-        stored="fig1-paper", sequences=32, ablated=64, jacobians=1,
+        Data(128, 8), TrainConfig(steps=2000), null_steps=600, seeds=(1, 2, 0), null_seeds=(),
+        keep=True, sequences=16, ablated=32, jacobians=1, edited_at=(0.1,),
     ),
 }  # fmt: skip
 
@@ -94,32 +96,31 @@ def probing(
     ``norms``: the paper's Frobenius norms, means over heads. Table ``ablations``: score errors
     after each edit of all layers (layer 0) or one. Table ``jacobians``: relative error and
     off-diagonal correlation. Arrays: maps of trained nulls at t = 0.1, averaged over sequences and
-    heads, (layers, N, N), half precision.
+    heads, (layers, N, N), half precision; weights for
+    :func:`gptheory.experiments.stored_network`, if they are kept.
 
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
     process, arrays, seconds = settings.data.process(device), {}, 0.0
-    found: dict[str, list[dict]] = {"maps": [], "norms": [], "ablations": [], "jacobians": []}
-    for seed in settings.seeds:
+    tables: dict[str, list[dict]] = {"maps": [], "norms": [], "ablations": [], "jacobians": []}
+    for seed in dict.fromkeys([*settings.seeds, *settings.null_seeds]):
         networks, training_seconds = _networks(seed, settings, name, device, folder, show)
         start = time.perf_counter()
         for kind, network in networks.items():
-            rows = {"maps": looked_at(network, process, settings), "norms": _norms(network)}
-            if kind == "trained":
-                rows["ablations"] = _ablations(network, networks["permuted"], process, settings)
-                rows["jacobians"] = _jacobians(network, process, settings)
-            for table, each in rows.items():
-                found[table] += [{"network": kind, "seed": seed, **row} for row in each]
-            if seed == settings.seeds[0] and kind in NULLS:
-                seen = probe.record(network, _noised(process, settings.sequences, AT), AT)
-                arrays[kind] = torch.stack([layer.maps.mean(dim=(0, 1)) for layer in seen]).half()
+            for table, rows in _measured(kind, networks, process, settings).items():
+                tables[table] += [{"network": kind, "seed": seed, **row} for row in rows]
+            if kind in NULLS and seed == settings.null_seeds[0]:
+                arrays[kind] = _pictures(network, process, settings)
+        if settings.keep and seed == settings.seeds[0]:
+            weights = networks["trained"].state_dict()
+            arrays |= {f"DiT.weights.{key}": value.half() for key, value in weights.items()}
         seconds += training_seconds + time.perf_counter() - start
-    tables = {name: pd.DataFrame(rows) for name, rows in found.items()}
-    at = tables["maps"].query("t == 0.1").groupby("network")[["ee", "correlation with W"]].mean()
+    frames = {table: pd.DataFrame(rows) for table, rows in tables.items()}
+    at = frames["maps"].query("t == 0.1").groupby("network")[["ee", "correlation with W"]].mean()
+    record = {"networks": {"DiT": network.config} if settings.keep else {}, **asdict(settings)}
     return save_result(
-        folder, name, arrays, asdict(settings), at.to_dict("index"), tables, provenance(device),
-        seconds,
-    )  # fmt: skip
+        folder, name, arrays, record, at.to_dict("index"), frames, provenance(device), seconds
+    )
 
 
 def learned(
@@ -188,16 +189,27 @@ def _centred(x: Tensor) -> Tensor:
 def _networks(
     seed: int, settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None
 ) -> tuple[dict[str, DiT], float]:
-    """The five networks of a seed, and the seconds that their training took."""
-    kinds, networks = ["trained", *(NULLS if seed in settings.null_seeds else [])], {}
-    if settings.stored is not None and seed == settings.seeds[0]:
-        kinds.remove("trained")
-        networks["trained"] = stored_network(load_result(settings.stored), "DiT").to(device)
+    """The networks of a seed, and the seconds that their training took."""
+    kinds = ["trained"] * (seed in settings.seeds)
+    kinds += NULLS * (seed in settings.null_seeds)
     runs = {kind: learned(kind, seed, settings, name, device, folder, show) for kind in kinds}
-    networks |= {kind: run.model for kind, run in runs.items()}
-    for kind, null in (("untrained", probe.untrained), ("permuted", probe.permuted_positions)):
-        networks[kind] = null(networks["trained"], torch.Generator().manual_seed(seed))
+    networks = {kind: in_half_precision(run.model) for kind, run in runs.items()}
+    twins = {"untrained": probe.untrained, "permuted": probe.permuted_positions}
+    for kind, twin in twins.items() if "trained" in networks else ():
+        networks[kind] = twin(networks["trained"], torch.Generator().manual_seed(seed))
     return networks, sum(run.seconds for run in runs.values())
+
+
+def _measured(
+    kind: str, networks: dict[str, DiT], process: GaussianProcess, settings: Probing
+) -> dict[str, Iterator[dict[str, Any]]]:
+    """Rows of every table for one network."""
+    network = networks[kind]
+    rows = {"maps": looked_at(network, process, settings), "norms": _norms(network)}
+    if kind == "trained":
+        rows["ablations"] = _ablations(network, networks["permuted"], process, settings)
+        rows["jacobians"] = _jacobians(network, process, settings)
+    return rows
 
 
 def _norms(network: DiT) -> Iterator[dict[str, Any]]:
@@ -210,7 +222,7 @@ def _ablations(
 ) -> Iterator[dict[str, Any]]:
     scores = {label: probe.Edited(network, edit) for label, edit in EDITS.items()}
     scores = {"none": network, "permuted positions": permuted, **scores}
-    cases = [(label, 0, t, score) for t in ABLATED_AT for label, score in scores.items()]
+    cases = [(label, 0, t, score) for t in settings.edited_at for label, score in scores.items()]
     for layer in range(len(network.blocks)):
         for label in ("without e-e", "uniform"):
             edited = probe.Edited(network, EDITS[label], [layer])
@@ -226,11 +238,16 @@ def _ablations(
 def _jacobians(
     network: DiT, process: GaussianProcess, settings: Probing
 ) -> Iterator[dict[str, Any]]:
-    for t in ABLATED_AT:
+    for t in settings.edited_at:
         exact, v = maps.exact_jacobian(process, t), _noised(process, settings.jacobians, t)
         for jacobian in maps.denoiser_jacobian(network, v, t).double():
             alike = maps.off_diagonal_correlation(jacobian, exact).item()
             yield {"t": t, "error": relative_error(jacobian, exact), "correlation": alike}
+
+
+def _pictures(network: DiT, process: GaussianProcess, settings: Probing) -> Tensor:
+    seen = probe.record(network, _noised(process, settings.sequences, AT), AT)
+    return torch.stack([layer.maps.mean(dim=(0, 1)) for layer in seen]).half()
 
 
 def _noised(process: GaussianProcess, n: int, t: float) -> Tensor:
