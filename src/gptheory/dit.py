@@ -55,10 +55,15 @@ class Attention(nn.Module):
     def maps(self, y: Tensor) -> Tensor:
         """A for inputs y of this layer: (batch, N, width) -> (batch, heads, N (i), N (j)).
 
-        A forward hook on the layer sees its inputs.
+        A forward hook on the layer sees its inputs; :mod:`gptheory.probe` has one.
         """
         query, key, _ = self.query_key_value(y)
         return self.weigh(self.logits(query, key))
+
+    def attend(self, maps: Tensor, y: Tensor) -> Tensor:
+        """What the layer returns for inputs y if its maps, in the shape above, are these."""
+        mixed = maps @ self.query_key_value(y)[2]
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def query_key_value(self, y: Tensor) -> tuple[Tensor, ...]:
         """Three tensors (batch, heads, N, h)."""

@@ -17,6 +17,7 @@ from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
 from .growth import GROWTH, attention_growth
 from .polydit import SWAP, swap
+from .probing import PROBING, probing
 from .results import Result, load_result, stored_results
 
 
@@ -57,6 +58,9 @@ EXPERIMENTS = {
         GROWTH,
     ),
     "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
+    "fig5": Experiment(
+        "attention maps beside their nulls (chapter 7, Figures 4b and 5)", probing, PROBING
+    ),
 }
 
 

@@ -70,16 +70,42 @@ class Attention(nn.Module):
         update = y
         for first in range(0, len(self.query), at_once):
             heads = slice(first, first + at_once)
-            values = _per_head(y, self.value[heads])  # (batch, heads, N, value_dim)
-            mixed = self.scores(y, heads).transpose(-1, -2) @ values
-            back = self.output[heads].transpose(1, 2).flatten(0, 1)  # (heads * value_dim, D)
-            update = update + mixed.transpose(1, 2).flatten(2) @ back
+            update = update + self._mixed(self.scores(y, heads).transpose(-1, -2), y, heads)
         return update
 
     def scores(self, y: Tensor, heads: slice = slice(None)) -> Tensor:
         r""":math:`\mathrm{relu}(\langle q_i, k_j\rangle)` as (batch, heads, N (i), N (j))."""
         query, key = _per_head(y, self.query[heads]), _per_head(y, self.key[heads])
         return torch.relu(query @ key.transpose(-1, -2))
+
+    # ---- as in gptheory.dit.Attention, where rows belong to the tokens that receive ----
+
+    def maps(self, y: Tensor) -> Tensor:
+        """The scores, transposed: (batch, heads, N (receives), N (is read))."""
+        query, key, _ = self.query_key_value(y)
+        return self.weigh(self.logits(query, key))
+
+    def attend(self, maps: Tensor, y: Tensor) -> Tensor:
+        """What the layer returns for inputs y if its maps, in the shape above, are these."""
+        return y + self._mixed(maps, y, slice(None))
+
+    def query_key_value(self, y: Tensor) -> tuple[Tensor, ...]:
+        """Three tensors (batch, heads, N, head_dim or value_dim)."""
+        return tuple(_per_head(y, weight) for weight in (self.query, self.key, self.value))
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """⟨k_j, q_i⟩, (batch, heads, N (receives), N (is read))."""
+        return key @ query.transpose(-1, -2)
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        """Logits to maps, same shape."""
+        return torch.relu(logits)
+
+    def _mixed(self, maps: Tensor, y: Tensor, heads: slice) -> Tensor:
+        """What the heads add: values weighed by their maps, and written back."""
+        mixed = maps @ _per_head(y, self.value[heads])  # (batch, heads, N, value_dim)
+        back = self.output[heads].transpose(1, 2).flatten(0, 1)  # (heads * value_dim, D)
+        return mixed.transpose(1, 2).flatten(2) @ back
 
     def operator(self, y: Tensor, write: slice, read: slice) -> Tensor:
         r"""What the layer does between two subspaces when its scores are those of one sequence y.

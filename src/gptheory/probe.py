@@ -1,0 +1,373 @@
+r"""What attention looks at in any transformer of this package, and what follows from it.
+
+A hook on every attention layer sees its inputs, and the layer itself says what maps it makes of
+them: there is no second forward pass that could drift away from the first. The same hook can hand
+back what the layer *would* have returned with other maps, so that a claim about attention becomes
+an experiment: change the maps, measure the score.
+
+Logits are sums of four blocks. With inputs :math:`y = y^x + y^e`, x for the content of a frame and
+e for its position, and q, k affine in y,
+
+.. math:: l_{ij} = \sum_{a,b\in\{x,e\}} \langle q^a_i, k^b_j\rangle / \sqrt h, \qquad
+          q^e = Q y^e + b_q, \quad q^x = Q y^x, \quad \text{and likewise } k.
+
+There are two ways to split y. By **coordinate** a token is [lifted frame, position], as in the
+paper; but only the first layer sees that (up to the scale of its layer norm, which is common to
+both), since every layer after it finds a residual stream in which either half holds both. By
+**batch**, :math:`y^e` is the average of y over noised sequences, what can be known from position
+and diffusion step alone; this has a meaning in every layer.
+
+All maps here have the shape (…, N (receives), N (is read)); the sum of attention runs over the
+last axis.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .dit import DiT
+from .transformer import ScoreTransformer
+
+BLOCKS = ("xx", "xe", "ex", "ee")  # what the query reads, what the key reads
+SPLITS = ("coordinate", "batch")
+# subspaces of a ScoreTransformer that hold the frame and what is computed from it
+CONTENT = ("frame", "score", "momentum", "offset", "product", "teeth")
+
+Transformer = DiT | ScoreTransformer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An attention layer at work.
+
+    Attributes:
+        index: its number, counted from 0 in the order of evaluation.
+        layer: the module.
+        inputs: what it was given, (batch, N, width).
+        content: which coordinates of a token hold the frame, (width,) of bool; the others hold
+            its position.
+    """
+
+    index: int
+    layer: nn.Module
+    inputs: Tensor
+    content: Tensor
+
+    @property
+    def maps(self) -> Tensor:
+        """A, (batch, heads, N, N)."""
+        return self.layer.maps(self.inputs)
+
+    @property
+    def logits(self) -> Tensor:
+        """What the maps are made from, (batch, heads, N, N)."""
+        query, key, _ = self.layer.query_key_value(self.inputs)
+        return self.layer.logits(query, key)
+
+    def blocks(self, split: str = "coordinate") -> dict[str, Tensor]:
+        """The four summands of the logits, by name (``BLOCKS``); each (batch, heads, N, N).
+
+        Args:
+            split: ``"coordinate"`` or ``"batch"``, see above.
+
+        Raises:
+            ValueError: for an unknown split, or tokens without coordinates for the position.
+        """
+        _require_known((), split)
+        if split == "coordinate":
+            require_positions(self.content)
+            position = self.inputs.masked_fill(self.content, 0)
+        else:
+            position = self.inputs.mean(dim=0, keepdim=True).expand_as(self.inputs)
+        whole, part = (self.layer.query_key_value(y)[:2] for y in (self.inputs, position))
+        query, key = ({"x": w - p, "e": p} for w, p in zip(whole, part, strict=True))
+        return {name: self.layer.logits(query[name[0]], key[name[1]]) for name in BLOCKS}
+
+
+# ---- looking ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def record(
+    model: Transformer, v: Tensor, t: float | Tensor, layers: Sequence[int] | None = None
+) -> list[Seen]:
+    """Evaluate a transformer and keep what its attention layers see.
+
+    Args:
+        model: a DiT or a constructed transformer; its output and its speed are not changed.
+        v, t: what it is called with.
+        layers: which, counted from 0; all by default.
+
+    Returns:
+        One record per layer, in the order of evaluation (a block that serves several steps is seen
+        several times).
+
+    Raises:
+        ValueError: for a model without attention, or a layer that it does not have.
+    """
+    content, seen = content_coordinates(model), []
+
+    def keep(index: int, layer: nn.Module, inputs: Tensor) -> None:
+        seen.append(Seen(index, layer, inputs.detach(), content))
+
+    with _tapped(model, _chosen(model, layers), keep):
+        model(v, t)
+    return seen
+
+
+def content_coordinates(model: Transformer) -> Tensor:
+    """Which coordinates of a token hold the frame, and what follows from it: (width,) of bool.
+
+    Raises:
+        ValueError: for a model that is no transformer.
+    """
+    attention_layers(model)
+    if isinstance(model, DiT):
+        return torch.arange(model.config["hidden"], device=model.embedding.device) < model.lift_dim
+    content = torch.ones(model.readout.shape[1], dtype=torch.bool, device=model.readout.device)
+    for name in model.spaces.names if model.spaces else ():
+        content[model.spaces[name]] = name in CONTENT
+    return content
+
+
+def attention_layers(model: nn.Module) -> list[nn.Module]:
+    """The attention layers of a transformer, in the order of evaluation.
+
+    Raises:
+        ValueError: for a model that has none.
+    """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"a {type(model).__name__} has no attention to look at; give a DiT")
+    return [block.attention for block in model.blocks]
+
+
+def require_positions(content: Tensor) -> None:
+    """Raise unless some coordinates of a token hold its position."""
+    if content.all():
+        raise ValueError(
+            "the tokens of this model have no coordinates for the position (position='none', or no"
+            " named subspaces), so its queries and keys have no block e"
+        )
+
+
+# ---- queries and keys -------------------------------------------------------------------------
+
+
+def query_key_products(layer: nn.Module) -> Tensor:
+    r"""The bilinear form of each head, :math:`Q_h^\top K_h`, (heads, width, width)."""
+    weight = next(layer.parameters())  # (…, width)
+    units = torch.eye(weight.shape[-1]).to(weight)[None]
+    ends = zip(*(layer.query_key_value(y)[:2] for y in (units, 0 * units)), strict=True)
+    query, key = (of_units - bias for of_units, bias in ends)
+    return (query @ key.transpose(-1, -2))[0].detach()
+
+
+def block_norms(model: Transformer) -> Tensor:
+    r"""Frobenius norms of the blocks of :math:`Q_h^\top K_h`, the paper's way to see what matters.
+
+    Source: FDGWC Fig. 4b.
+
+    The norm of a block does not know how large are the inputs that it meets, nor that softmax
+    ignores what is constant over keys; :func:`logit_shares` does.
+
+    Args:
+        model: a transformer with coordinates for the position.
+
+    Returns:
+        (layers, heads, 4), in the order of ``BLOCKS``.
+
+    Raises:
+        ValueError: for a model without attention, or without positions.
+    """
+    content = content_coordinates(model)
+    require_positions(content)
+    parts = {"x": content, "e": ~content}
+    norms = []
+    for layer in attention_layers(model):
+        product = query_key_products(layer)
+        blocks = (product[:, parts[a]][:, :, parts[b]] for a, b in BLOCKS)
+        norms.append(torch.stack([torch.linalg.matrix_norm(block) for block in blocks], dim=-1))
+    return torch.stack(norms)
+
+
+def logit_shares(seen: Seen, split: str = "coordinate") -> dict[str, float]:
+    r"""Which block makes the logits differ from key to key.
+
+    .. math:: \text{share}_{ab} = \frac{E\,\|C\,l^{ab}\|^2}{\sum_{a'b'} E\,\|C\,l^{a'b'}\|^2},
+              \qquad (C\,l)_{ij} = l_{ij} - \tfrac1N\textstyle\sum_{j'} l_{ij'}.
+
+    Logits are centred over keys, because softmax does not see what is constant there; that also
+    takes away b_k. The constant part of a query, b_q, counts as e. Heads are pooled.
+
+    Args:
+        seen: of :func:`record`, with as many sequences as the expectation needs (32 are plenty).
+        split: ``"coordinate"`` or ``"batch"``.
+
+    Returns:
+        Shares by block, which add up to 1 (all 0 where no logit depends on the key).
+    """
+    blocks = seen.blocks(split)
+    energy = {
+        name: (logits - logits.mean(dim=-1, keepdim=True)).double().square().sum().item()
+        for name, logits in blocks.items()
+    }
+    total = sum(energy.values()) or 1.0
+    return {name: value / total for name, value in energy.items()}
+
+
+# ---- changing the maps ------------------------------------------------------------------------
+
+Edit = Callable[[Seen], Tensor]
+
+
+def only(*blocks: str, split: str = "coordinate") -> Edit:
+    """Maps from these blocks of the logits alone (names: ``BLOCKS``).
+
+    Raises:
+        ValueError: for an unknown block or split, or none at all.
+    """
+    _require_known(blocks, split)
+    if not blocks:
+        raise ValueError(f"at least one block must be kept, of {BLOCKS}")
+
+    def edit(seen: Seen) -> Tensor:
+        found = seen.blocks(split)
+        return seen.layer.weigh(sum(found[name] for name in blocks))
+
+    return edit
+
+
+def without(*blocks: str, split: str = "coordinate") -> Edit:
+    """Maps from all blocks of the logits but these; raises as :func:`only` does."""
+    _require_known(blocks, split)
+    return only(*(name for name in BLOCKS if name not in blocks), split=split)
+
+
+def uniform(seen: Seen) -> Tensor:
+    """Maps whose rows are constant and sum to what they did: 1/N everywhere, for softmax."""
+    return seen.maps.mean(dim=-1, keepdim=True).expand_as(seen.maps)
+
+
+def batch_mean(seen: Seen) -> Tensor:
+    """The average map of the batch for every sequence: attention that cannot see the content."""
+    return seen.maps.mean(dim=0, keepdim=True).expand_as(seen.maps)
+
+
+class Edited:
+    """A transformer with other attention maps: again a score, called as (v, t).
+
+    Args:
+        model: the transformer, which is not changed.
+        edit: makes the maps of a layer from what it sees; ``only("ee")``, ``without("ee")``,
+            ``uniform``, ``batch_mean`` or a function of yours.
+        layers: where, counted from 0; everywhere by default. Later layers see what follows.
+
+    Raises:
+        ValueError: for a model without attention, or a layer that it does not have.
+    """
+
+    def __init__(self, model: Transformer, edit: Edit, layers: Sequence[int] | None = None) -> None:
+        self.model, self.edit = model, edit
+        self.layers, self._content = _chosen(model, layers), content_coordinates(model)
+
+    def __call__(self, v: Tensor, t: float | Tensor) -> Tensor:
+        """The score, (batch, N, d)."""
+
+        def replace(index: int, layer: nn.Module, inputs: Tensor) -> Tensor:
+            return layer.attend(self.edit(Seen(index, layer, inputs, self._content)), inputs)
+
+        with _tapped(self.model, self.layers, replace):
+            return self.model(v, t)
+
+
+@contextmanager
+def _tapped(
+    model: Transformer, layers: set[int], tap: Callable[[int, nn.Module, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Inside, ``tap`` sees the inputs of these layers; what it returns replaces their output."""
+    calls = itertools.count()
+
+    def hook(layer: nn.Module, arguments: tuple[Tensor], _output: Tensor) -> Tensor | None:
+        index = next(calls)
+        return tap(index, layer, arguments[0]) if index in layers else None
+
+    # a layer that serves several steps has one hook
+    handles = [x.register_forward_hook(hook) for x in dict.fromkeys(attention_layers(model))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _require_known(blocks: Sequence[str], split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    for name in blocks:
+        if name not in BLOCKS:
+            raise ValueError(f"a block is one of {BLOCKS}, got {name!r}")
+
+
+def _chosen(model: Transformer, layers: Sequence[int] | None) -> set[int]:
+    depth = len(attention_layers(model))
+    for layer in () if layers is None else layers:
+        if not 0 <= layer < depth:
+            raise ValueError(f"layers must lie in 0..{depth - 1}, got {layer!r}")
+    return set(range(depth) if layers is None else layers)
+
+
+# ---- null models ------------------------------------------------------------------------------
+
+
+def untrained(model: DiT, generator: torch.Generator | None = None) -> DiT:
+    """A network like this one, as it is before training, with the same embeddings of frames."""
+    fresh = type(model)(**model.config, generator=generator).to(model.embedding)
+    with torch.no_grad():
+        fresh.embedding.copy_(model.embedding)
+    return fresh.eval().requires_grad_(False)
+
+
+def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> DiT:
+    """The same network, with the embeddings of its frames permuted among them.
+
+    Raises:
+        ValueError: for a network without embeddings.
+    """
+    require_positions(content_coordinates(model))
+    permuted = copy.deepcopy(model)
+    device = None if generator is None else generator.device
+    order = torch.randperm(model.seq_len, generator=generator, device=device)
+    with torch.no_grad():
+        permuted.embedding.copy_(model.embedding[order.to(model.embedding.device)])
+    return permuted
+
+
+# ---- heads that were built --------------------------------------------------------------------
+
+
+def contributions(seen: Seen, read: slice, write: slice, queried: slice | None = None) -> Tensor:
+    r"""What the heads of a constructed layer move from one subspace to another, frame to frame.
+
+    .. math:: \tfrac1d \operatorname{tr}\left((V_h)_{write,\,read}\right) A_h
+
+    Where the heads are those of Theorem 1 their sum is a negative multiple of :math:`\bar\Gamma`.
+
+    Args:
+        seen: a layer of a :class:`gptheory.transformer.ScoreTransformer`.
+        read, write: coordinates of the two subspaces, of one size d.
+        queried: leave out heads whose query does not look at these coordinates.
+
+    Returns:
+        (batch, heads, N, N).
+    """
+    layer = seen.layer
+    gain = (layer.output @ layer.value)[:, write, read].diagonal(dim1=1, dim2=2).mean(dim=1)
+    looking = layer.query[:, :, slice(None) if queried is None else queried].flatten(1).any(dim=1)
+    return (gain[:, None, None] * seen.maps)[:, looking]

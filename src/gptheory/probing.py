@@ -1,0 +1,256 @@
+"""The experiment behind chapter 7: what attention has learned, beside networks that could not.
+
+There are five kinds of networks: ``trained``; ``untrained``; ``permuted``, the trained one with its
+positions permuted; ``white noise``, trained on sequences without memory; and ``shuffled``, trained
+on sequences whose frames come in random order, so that positions say nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from . import maps, probe
+from .diffusion import perturb
+from .dit import DiT
+from .experiments import Data, in_half_precision
+from .metrics import relative_error, score_error
+from .process import GaussianProcess
+from .results import save_result
+from .store import provenance
+from .train import TrainConfig, TrainResult, fit
+
+SHUFFLED = 8192  # sequences with frames in random order
+STEPS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # diffusion steps, as denoising meets them
+AT = 0.1  # of edits of one layer, and of the maps that are kept
+NULLS = ("white noise", "shuffled")  # those that are trained
+EDITS = {
+    "only e-e": probe.only("ee"),
+    "without e-e": probe.without("ee"),
+    "without x-x": probe.without("xx"),
+    "without x-e and e-x": probe.without("xe", "ex"),
+    "uniform": probe.uniform,
+    "batch mean": probe.batch_mean,
+    "only e-e by batch": probe.only("ee", split="batch"),
+    "without e-e by batch": probe.without("ee", split="batch"),
+}
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Settings of :func:`probing`.
+
+    Args:
+        data: the law of the sequences.
+        training: of the networks; its seed is replaced.
+        null_steps: updates of the null models.
+        seeds: of the trained networks, and of their untrained and permuted twins.
+        null_seeds: of the null models that are trained.
+        keep: whether to keep the weights of the first trained network, in half precision.
+        sequences, ablated, jacobians: how many are looked at, how many a score error is measured
+            on, and at how many the Jacobian is taken.
+        edited_at: diffusion steps of score errors and Jacobians; the one at which single layers
+            are edited, 0.1, is among them.
+    """
+
+    data: Data
+    training: TrainConfig
+    null_steps: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    null_seeds: tuple[int, ...] = (0, 1, 2)
+    keep: bool = False
+    sequences: int = 64
+    ablated: int = 512
+    jacobians: int = 4
+    edited_at: tuple[float, ...] = (0.01, 0.1, 1.0)
+
+
+PROBING = {
+    "quick": Probing(Data(32, 4), TrainConfig(steps=800), null_steps=800),
+    "paper": Probing(
+        Data(128, 8), TrainConfig(steps=2000), null_steps=600, seeds=(1, 2, 0), null_seeds=(),
+        keep=True, sequences=16, ablated=32, jacobians=1, edited_at=(0.1,),
+    ),
+}  # fmt: skip
+
+
+def probing(
+    settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """Look at trained networks and at their nulls, then change their attention maps.
+
+    Source: FDGWC Fig. 4b; FDGWC Fig. 5.
+
+    Layers are counted from 1. Table ``maps``, by network, seed, layer and t: shares of the blocks
+    of the logits (``xx``, ``xe``, ``ex``, ``ee``; ``ee by batch``), deviation of the logits over
+    keys (``spread``), share of the maps' deviation from uniform that differs from sequence to
+    sequence (``content``), and of the average maps, means over heads: off-diagonal correlation with
+    Γ and W_t, R² of W_t on the heads with and without the diagonal, mean lag and contrast. Table
+    ``norms``: the paper's Frobenius norms, means over heads. Table ``ablations``: score errors
+    after each edit of all layers (layer 0) or one. Table ``jacobians``: relative error and
+    off-diagonal correlation. Arrays: maps of trained nulls at t = 0.1, averaged over sequences and
+    heads, (layers, N, N), half precision; weights for
+    :func:`gptheory.experiments.stored_network`, if they are kept.
+
+    Takes and returns what :func:`gptheory.experiments.figure1` does.
+    """
+    process, arrays, seconds = settings.data.process(device), {}, 0.0
+    tables: dict[str, list[dict]] = {"maps": [], "norms": [], "ablations": [], "jacobians": []}
+    for seed in dict.fromkeys([*settings.seeds, *settings.null_seeds]):
+        networks, training_seconds = _networks(seed, settings, name, device, folder, show)
+        start = time.perf_counter()
+        for kind, network in networks.items():
+            for table, rows in _measured(kind, networks, process, settings).items():
+                tables[table] += [{"network": kind, "seed": seed, **row} for row in rows]
+            if kind in NULLS and seed == settings.null_seeds[0]:
+                arrays[kind] = _pictures(network, process, settings)
+        if settings.keep and seed == settings.seeds[0]:
+            weights = networks["trained"].state_dict()
+            arrays |= {f"DiT.weights.{key}": value.half() for key, value in weights.items()}
+        seconds += training_seconds + time.perf_counter() - start
+    frames = {table: pd.DataFrame(rows) for table, rows in tables.items()}
+    at = frames["maps"].query("t == 0.1").groupby("network")[["ee", "correlation with W"]].mean()
+    record = {"networks": {"DiT": network.config} if settings.keep else {}, **asdict(settings)}
+    return save_result(
+        folder, name, arrays, record, at.to_dict("index"), frames, provenance(device), seconds
+    )
+
+
+def learned(
+    null: str, seed: int, settings: Probing, name: str, device: torch.device, folder: Path,
+    show: bool | None = None,
+) -> TrainResult:  # fmt: skip
+    """Train one network, with a checkpoint in the folder.
+
+    Args:
+        null: ``"trained"``, ``"white noise"`` or ``"shuffled"``.
+        seed: of everything but the shuffled sequences.
+        settings, name, device, folder, show: as in :func:`probing`.
+    """
+    data = settings.data
+    steps = settings.training.steps if null == "trained" else settings.null_steps
+    config = replace(settings.training, steps=steps, seed=seed)
+    network = DiT(data.dim, data.seq_len, generator=torch.Generator().manual_seed(seed))
+    path = folder / f"{name}-{null}-{seed}.checkpoint".replace(" ", "-")
+    return fit(network.to(device), training_data(null, data, device), config, None, path, 200, show)
+
+
+def training_data(null: str, data: Data, device: torch.device | str) -> GaussianProcess | Tensor:
+    """What a network or a null model is trained on; see :func:`learned`."""
+    process = data.process(device)
+    if null == "trained":
+        return process
+    if null == "white noise":
+        return GaussianProcess(torch.eye(data.seq_len, device=device), process.spatial)
+    if null != "shuffled":
+        raise ValueError(f"null must be 'trained', 'white noise' or 'shuffled', got {null!r}")
+    generator = torch.Generator(device).manual_seed(SHUFFLED)
+    x = process.sample(SHUFFLED, generator)
+    order = torch.rand(x.shape[:2], generator=generator, device=device).argsort(dim=1)
+    return x.take_along_dim(order[:, :, None], dim=1)
+
+
+def looked_at(
+    network: DiT, process: GaussianProcess, settings: Probing
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table ``maps`` for one network."""
+    temporal = process.gram()
+    for t in STEPS:
+        operator = maps.denoising_operator(temporal, t)
+        for seen in probe.record(network, _noised(process, settings.sequences, t), t):
+            each, logits = seen.maps.double(), seen.logits
+            mean = each.mean(dim=0)
+            row = {
+                "spread": _centred(logits).square().mean().sqrt(),
+                "content": (each - mean).square().sum() / _centred(each).square().sum(),
+                "correlation with Γ": maps.off_diagonal_correlation(mean, temporal).mean(),
+                "correlation with W": maps.off_diagonal_correlation(mean, operator).mean(),
+                "R²": maps.explained(operator, mean),
+                "R² off the diagonal": maps.explained(operator, mean, diagonal=False),
+                "mean lag": maps.mean_lag(mean).mean(),
+                "contrast": maps.contrast(mean).mean(),
+                **probe.logit_shares(seen),
+                "ee by batch": probe.logit_shares(seen, "batch")["ee"],
+            }
+            yield {"layer": seen.index + 1, "t": t, **{k: float(x) for k, x in row.items()}}
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def _networks(
+    seed: int, settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None
+) -> tuple[dict[str, DiT], float]:
+    """The networks of a seed, and the seconds that their training took."""
+    kinds = ["trained"] * (seed in settings.seeds)
+    kinds += NULLS * (seed in settings.null_seeds)
+    runs = {kind: learned(kind, seed, settings, name, device, folder, show) for kind in kinds}
+    networks = {kind: in_half_precision(run.model) for kind, run in runs.items()}
+    twins = {"untrained": probe.untrained, "permuted": probe.permuted_positions}
+    for kind, twin in twins.items() if "trained" in networks else ():
+        networks[kind] = twin(networks["trained"], torch.Generator().manual_seed(seed))
+    return networks, sum(run.seconds for run in runs.values())
+
+
+def _measured(
+    kind: str, networks: dict[str, DiT], process: GaussianProcess, settings: Probing
+) -> dict[str, Iterator[dict[str, Any]]]:
+    """Rows of every table for one network."""
+    network = networks[kind]
+    rows = {"maps": looked_at(network, process, settings), "norms": _norms(network)}
+    if kind == "trained":
+        rows["ablations"] = _ablations(network, networks["permuted"], process, settings)
+        rows["jacobians"] = _jacobians(network, process, settings)
+    return rows
+
+
+def _norms(network: DiT) -> Iterator[dict[str, Any]]:
+    for layer, norms in enumerate(probe.block_norms(network).mean(dim=1).tolist()):
+        yield {"layer": layer + 1, **dict(zip(probe.BLOCKS, norms, strict=True))}
+
+
+def _ablations(
+    network: DiT, permuted: DiT, process: GaussianProcess, settings: Probing
+) -> Iterator[dict[str, Any]]:
+    scores = {label: probe.Edited(network, edit) for label, edit in EDITS.items()}
+    scores = {"none": network, "permuted positions": permuted, **scores}
+    cases = [(label, 0, t, score) for t in settings.edited_at for label, score in scores.items()]
+    for layer in range(len(network.blocks)):
+        for label in ("without e-e", "uniform"):
+            edited = probe.Edited(network, EDITS[label], [layer])
+            cases.append((label, layer + 1, AT, edited))
+    full = {}
+    for label, layer, t, score in cases:
+        generator = torch.Generator(process.mean.device).manual_seed(103)
+        error = score_error(score, process, t, settings.ablated, generator)
+        ratio = error / full.setdefault(t, error)  # "none" comes first
+        yield {"edit": label, "layer": layer, "t": t, "score_error": error, "ratio": ratio}
+
+
+def _jacobians(
+    network: DiT, process: GaussianProcess, settings: Probing
+) -> Iterator[dict[str, Any]]:
+    for t in settings.edited_at:
+        exact, v = maps.exact_jacobian(process, t), _noised(process, settings.jacobians, t)
+        for jacobian in maps.denoiser_jacobian(network, v, t).double():
+            alike = maps.off_diagonal_correlation(jacobian, exact).item()
+            yield {"t": t, "error": relative_error(jacobian, exact), "correlation": alike}
+
+
+def _pictures(network: DiT, process: GaussianProcess, settings: Probing) -> Tensor:
+    seen = probe.record(network, _noised(process, settings.sequences, AT), AT)
+    return torch.stack([layer.maps.mean(dim=(0, 1)) for layer in seen]).half()
+
+
+def _noised(process: GaussianProcess, n: int, t: float) -> Tensor:
+    """n noised sequences, the same ones on every call, (n, N, d)."""
+    generator = torch.Generator(process.mean.device).manual_seed(104)
+    return perturb(process.sample(n, generator), t, generator)[0]
