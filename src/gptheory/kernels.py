@@ -211,7 +211,7 @@ def gram(
 
 
 def toeplitz(values: Tensor) -> Tensor:
-    """The symmetric matrix whose entry (i, j) is the value of lag |i − j|.
+    """The symmetric Toeplitz matrix whose entry (i, j) is the value of the lag of i and j.
 
     Args:
         values: (N,), one a lag.

@@ -259,7 +259,7 @@ def decaying_process(
     exponent: float = 1.0,
     correlation: float = 0.5,
 ) -> GaussianProcess:
-    r"""The laws of the book's experiments: γ power-exponential, Σ_ij = ρ^{|i−j|}, mean 0.
+    r"""The laws of the experiments: γ power-exponential, :math:`\Sigma_{ij} = \rho^{|i-j|}`, μ = 0.
 
     Every coordinate has variance 1. Source: FDGWC Data model.
 
