@@ -101,7 +101,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its file: a digest of its settings."""
+        """A digest of the settings, which names its file."""
         return digest(asdict(self))[:20]
 
     def process(self) -> GaussianProcess:
