@@ -14,6 +14,7 @@ import torch
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
 from .results import Result, load_result, stored_results
+from .video_experiment import VIDEO, video_study
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ EXPERIMENTS = {
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
+    ),
+    "video": Experiment(
+        "balls and digits that move, and Gaussian controls (chapter 8)", video_study, VIDEO
     ),
 }
 
