@@ -27,7 +27,7 @@ from .metrics import (
     temporal_covariance,
 )
 from .results import Result, save_result
-from .sample import sample
+from .sample import restart, sample
 from .store import digest, provenance, remembered
 from .train import TrainConfig, fit
 from .video import (
@@ -46,6 +46,7 @@ from .video import (
 CHUNK_VIDEOS = 1000  # rendered at a time; the latent map is fitted to the first chunk
 ATTENTION_STEPS = (0.02, 0.1, 0.5, 1.0)  # diffusion steps at which maps are taken
 ATTENTION_VIDEOS = 64
+RESTART_STEP = 0.7  # below it the network knows motion nearly exactly
 SHOWN_STEP, SHOWN_VIDEOS = 0.1, 6  # what is stored to be drawn
 GOOD_DIGIT = (
     0.09  # relative squared distance from a known digit; 99 % of real unseen ones are nearer
@@ -121,23 +122,25 @@ class VideoStudy:
         seeds: of the ball's runs.
         samples: videos generated from each network and each control.
         solver_steps: of the backward SDE.
+        restarts: rounds from ``RESTART_STEP`` after it, see :func:`gptheory.sample.restart`.
         null_steps: training steps of the null model on shuffled frames.
     """
 
     ball: Film
     digits: Film | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    samples: int = 2000
-    solver_steps: int = 100
-    null_steps: int = 1000
+    samples: int = 1000
+    solver_steps: int = 50
+    restarts: int = 6
+    null_steps: int = 600
 
 
-LONG = TrainConfig(steps=8000, ema_decay=0.999, log_every=100, weight="velocity")
+LONG = TrainConfig(steps=4000, ema_decay=0.999, log_every=100, weight="velocity")
 VIDEO = {
-    "quick": VideoStudy(Film(16, TrainConfig(steps=600), 4000), None, (0,), 500, 40, 600),
+    "quick": VideoStudy(Film(16, TrainConfig(steps=600), 4000), None, (0,), 500, 40, 2),
     "paper": VideoStudy(
         Film(16, LONG, 20_000),
-        Film(48, replace(LONG, steps=3000, weight="noise"), size=20, classes=(0, 1, 4, 7),
+        Film(48, replace(LONG, steps=2000, weight="noise"), size=20, classes=(0, 1, 4, 7),
              hidden=96),
     ),
 }  # fmt: skip
@@ -228,25 +231,23 @@ class Studio:
         return torch.cat([self.generated(k, min(CHUNK, n - k)) for k in range(0, n, CHUNK)])
 
     def generated(self, first: int, n: int) -> Tensor:
-        """One chunk of videos from the transformer, by the SDE; not made again if it is there.
+        """One chunk of videos from the transformer; not made again if it is there.
 
-        The SDE forgives errors of the score that the ODE keeps: chapter 8 shows how much.
+        The SDE and restarts forgive errors of the score that the ODE keeps: see chapter 8.
         """
         film, network, steps = self.film, self.networks["DiT"], self.settings.solver_steps
         seed = 10**6 * (film.training.seed + 2) + first
         identity = {
             "weights": digest(*network.state_dict().values()), "n": n, "seed": seed,
-            "steps": steps, "device": self.device.type,
+            "steps": steps, "restarts": self.settings.restarts, "device": self.device.type,
         }  # fmt: skip
 
         def draw() -> dict[str, Tensor]:
             generator = torch.Generator(self.device).manual_seed(seed)
-            return {
-                "z": sample(
-                    network, n, film.seq_len, film.dim, "sde", steps=steps, generator=generator,
-                    device=self.device, show_progress=self.show,
-                )
-            }  # fmt: skip
+            z = sample(network, n, film.seq_len, film.dim, "sde", steps=steps, device=self.device,
+                       generator=generator, show_progress=self.show)  # fmt: skip
+            z = restart(network, z, RESTART_STEP, self.settings.restarts, generator=generator)
+            return {"z": z}
 
         path = self.stem.with_name(f"{self.stem.name}-{first:05d}.videos")
         return remembered(path, identity, draw)["z"]
