@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 from gptheory import plotting
 
@@ -33,3 +34,10 @@ def test_player_of_too_many_bytes_is_refused(monkeypatch):
     monkeypatch.setattr(plotting, "ANIMATION_LIMIT", 1000)
     with pytest.raises(ValueError, match="at most 1000 are allowed"):
         player()
+
+
+def test_picture_has_fixed_greys():
+    ax = plt.subplots()[1]
+    shown = plotting.picture(ax, torch.full((3, 4), 0.5), "a frame")
+    assert shown.get_clim() == (0, 1) and shown.get_array().shape == (3, 4)
+    assert ax.get_title() == "a frame" and not len(ax.get_xticks())

@@ -21,9 +21,15 @@ from gptheory.video_experiment import Film, VideoStudy, attention_maps, map_corr
 
 CPU = torch.device("cpu")
 TINY = VideoStudy(
-    Film(4, TrainConfig(steps=6, batch_size=4, log_every=3), videos=30, seq_len=6, hidden=16),
+    Film(
+        4,
+        TrainConfig(steps=6, batch_size=4, log_every=3),
+        videos=30,
+        seq_len=6,
+        hidden=16,
+        samples=8,
+    ),
     seeds=(0, 1),
-    samples=8,
     solver_steps=2,
     restarts=1,
     null_steps=3,
@@ -117,7 +123,7 @@ def test_tables_have_every_row(result):
     )
     assert len(result.table("lags")) == 2 * 3 * 6
     attention = result.table("attention")
-    assert len(attention) == 2 * 3 * len(study.ATTENTION_STEPS) * 4 * 4
+    assert len(attention) == (3 + 2) * len(study.ATTENTION_STEPS) * 4 * 4  # one null is of seed 0
     assert attention["content"].between(0, 1).all()
     assert attention[["path kernel", "latent factor"]].abs().max().max() <= 1
     lags = result.table("lags").set_index("lag")
@@ -161,3 +167,14 @@ def test_digits_are_measured_too(tmp_path):
     assert rows["consistency"].between(0.5, 1).all()
     assert found.arrays["digits.data"].dtype == torch.uint8
     assert found.arrays["digits.data"].shape == (study.SHOWN_VIDEOS, 6, 20, 20)
+
+
+@pytest.mark.statement("FDGWC Semi-synthetic video")
+def test_committed_result_says_what_chapter_8_says():
+    result = load_result("video-paper")
+    balls = result.table("ball").set_index("kind")
+    dit, twin = balls.loc["DiT"], balls.loc["twin"]
+    assert sorted(dit["seed"]) == [0, 1, 2] and dit["videos"].sum() >= 1000
+    assert (dit["frames"] >= 0.998).all() and (dit["whole videos"] >= 0.97).all()
+    assert (twin["frames"] <= 0.01).all() and (twin["whole videos"] == 0).all()
+    assert ((dit["jump"] - 1).abs() <= 0.10).all()

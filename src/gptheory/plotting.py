@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -91,6 +92,16 @@ def paths(ax: Axes, x: Tensor, coordinate: int = 0, **style: object) -> None:
     frames = np.arange(1, x.shape[1] + 1)
     ax.plot(frames, x[:, :, coordinate].T.cpu().numpy(), **style)
     ax.set(xlabel="frame i", xlim=(1, x.shape[1]))
+
+
+def picture(ax: Axes, frame: Tensor, title: str = "") -> AxesImage:
+    """Draw a frame of brightnesses from 0 to 1, (rows, columns), in grey and without axes.
+
+    Returns:
+        The image; its ``set_data`` takes an array of the same shape.
+    """
+    ax.set(title=title, xticks=[], yticks=[])
+    return ax.imshow(frame.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def animation(

@@ -33,6 +33,7 @@ from .train import TrainConfig, fit
 from .video import (
     Ball,
     Digits,
+    Found,
     GaussianTwin,
     LatentMap,
     handwritten,
@@ -67,6 +68,7 @@ class Film:
         size: pixels along a side of a frame.
         classes: the digits that move; none for a ball.
         hidden: width of the transformer.
+        samples: videos generated from the network, and from each control.
     """
 
     dim: int
@@ -77,6 +79,7 @@ class Film:
     size: int = 16
     classes: tuple[int, ...] = ()
     hidden: int = 64
+    samples: int = 500
 
     @property
     def kernel(self) -> PowerExponential:
@@ -120,28 +123,26 @@ class VideoStudy:
         ball: the film of the ball.
         digits: the film of the digits, or none.
         seeds: of the ball's runs.
-        samples: videos generated from each network and each control.
         solver_steps: of the backward SDE.
         restarts: rounds from ``RESTART_STEP`` after it, see :func:`gptheory.sample.restart`.
-        null_steps: training steps of the null model on shuffled frames.
+        null_steps: training steps of the null model on shuffled frames, of the first seed.
     """
 
     ball: Film
     digits: Film | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    samples: int = 1000
-    solver_steps: int = 50
-    restarts: int = 6
-    null_steps: int = 600
+    solver_steps: int = 40
+    restarts: int = 8
+    null_steps: int = 300
 
 
 LONG = TrainConfig(steps=4000, ema_decay=0.999, log_every=100, weight="velocity")
 VIDEO = {
-    "quick": VideoStudy(Film(16, TrainConfig(steps=600), 4000), None, (0,), 500, 40, 2),
+    "quick": VideoStudy(Film(16, TrainConfig(steps=600), 4000), seeds=(0,)),
     "paper": VideoStudy(
         Film(16, LONG, 20_000),
         Film(48, replace(LONG, steps=2000, weight="noise"), size=20, classes=(0, 1, 4, 7),
-             hidden=96),
+             hidden=96, samples=250),
     ),
 }  # fmt: skip
 
@@ -199,14 +200,30 @@ class Studio:
     ) -> None:
         self.film, self.settings, self.stem = film, settings, stem
         self.device, self.show, self.seconds = device, show, 0.0
-        self.map, self.latents = film.dataset()
+        start = time.perf_counter()
+        self.map, self.latents = self.dataset()
+        self.seconds += time.perf_counter() - start
         networks = {"DiT": in_half_precision(self.trained("DiT", self.latents))}
-        if not film.classes:  # attention that has nothing to do with the order of frames
-            networks["untrained"] = film.network().to(device)
-            networks["shuffled"] = self.trained("shuffled", shuffled(self.latents))
-        self.networks, start = networks, time.perf_counter()
+        start = time.perf_counter()
+        self.networks = networks
         self.videos = {kind: self.latent_videos(kind) for kind in KINDS}
         self.seconds += time.perf_counter() - start
+        if not film.classes:  # attention that has nothing to do with the order of frames
+            networks["untrained"] = film.network().to(device)
+        if not film.classes and film.training.seed == settings.seeds[0]:
+            networks["shuffled"] = self.trained("shuffled", shuffled(self.latents))
+
+    def dataset(self) -> tuple[LatentMap, Tensor]:
+        """The film's latent map and latent videos, kept in a file."""
+        identity = asdict(self.film) | {"training": self.film.training.seed}
+
+        def shoot() -> dict[str, Tensor]:
+            fitted, latents = self.film.dataset()
+            numbers = torch.tensor([fitted.scale, fitted.lost], dtype=torch.float64)
+            return {"mean": fitted.mean, "basis": fitted.basis, "numbers": numbers, "z": latents}
+
+        kept = remembered(self.stem.with_name(f"{self.stem.name}.latents"), identity, shoot)
+        return LatentMap(kept["mean"], kept["basis"], *kept["numbers"].tolist()), kept["z"]
 
     def trained(self, label: str, latents: Tensor) -> DiT:
         """A network trained on latent videos, with a checkpoint; the null model more briefly."""
@@ -222,7 +239,7 @@ class Studio:
 
     def latent_videos(self, kind: str) -> Tensor:
         """Videos (n, N, d) on the CPU: fresh data, generated ones, or the Gaussian twin's."""
-        film, n = self.film, self.settings.samples
+        film, n = self.film, self.film.samples
         generator = torch.Generator().manual_seed(10**6 + film.training.seed)
         if kind == "data":
             return self.map.encode(film.shoot(n, generator))
@@ -246,11 +263,16 @@ class Studio:
             generator = torch.Generator(self.device).manual_seed(seed)
             z = sample(network, n, film.seq_len, film.dim, "sde", steps=steps, device=self.device,
                        generator=generator, show_progress=self.show)  # fmt: skip
-            z = restart(network, z, RESTART_STEP, self.settings.restarts, generator=generator)
+            z = restart(network, z, RESTART_STEP, self.settings.restarts, 6, generator=generator)
             return {"z": z}
 
         path = self.stem.with_name(f"{self.stem.name}-{first:05d}.videos")
         return remembered(path, identity, draw)["z"]
+
+    @cached_property
+    def found(self) -> dict[str, Found]:
+        """Balls in the videos of each kind."""
+        return {k: self.film.sprite.locate(self.map.decode(z)) for k, z in self.videos.items()}
 
     def measured(self) -> dict[str, list[dict[str, Any]]]:
         """Rows of the tables of this film."""
@@ -264,9 +286,7 @@ class Studio:
 
     def ball_row(self, kind: str) -> dict[str, Any]:
         """How many balls, how they move, and the covariance of pixels."""
-        film, videos = self.film, self.videos[kind]
-        frames = self.map.decode(videos)
-        found = film.sprite.locate(frames)
+        film, videos, found = self.film, self.videos[kind], self.found[kind]
         motion = measured_motion(found.centres, film.kernel)
         floor = motion_floor(film.kernel, len(videos), film.seq_len)
         truth = true_motion(film.kernel, film.seq_len, film.sprite.reach)
@@ -287,8 +307,7 @@ class Studio:
 
     def lag_rows(self, kind: str) -> list[dict[str, Any]]:
         """Correlation by lag: of the paths in theory, of positions read from pixels, of latents."""
-        film, videos = self.film, self.videos[kind]
-        centres = film.sprite.locate(self.map.decode(videos)).centres
+        film, videos, centres = self.film, self.videos[kind], self.found[kind].centres
         gamma = gram(film.kernel, film.seq_len)[0]
         columns = {
             "gamma": gamma,
@@ -381,9 +400,7 @@ def map_correlation(attention: Tensor, kernel: Tensor) -> float:
     """Pearson correlation of two (N, N) matrices off the diagonal; 0 where one is constant."""
     off = ~torch.eye(len(kernel), dtype=torch.bool)
     pair = torch.stack([attention[off].double(), kernel[off].double()])
-    pair = pair - pair.mean(dim=1, keepdim=True)
-    scale = pair.norm(dim=1).prod()
-    return (pair.prod(dim=0).sum() / scale).item() if scale > 0 else 0.0
+    return torch.corrcoef(pair)[0, 1].nan_to_num().item()
 
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:
