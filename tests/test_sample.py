@@ -18,7 +18,7 @@ from gptheory.diffusion import alpha, half_log_snr, sigma
 from gptheory.kernels import PowerExponential
 from gptheory.metrics import propagated_spectrum, relative_error
 from gptheory.process import GaussianProcess
-from gptheory.sample import SOLVERS, sample, step_grid, trajectory
+from gptheory.sample import SOLVERS, restart, sample, step_grid, trajectory
 from gptheory.score import ExactScore
 
 ALL_SOLVERS = [(method, solver) for method, solvers in SOLVERS.items() for solver in solvers]
@@ -367,3 +367,39 @@ def test_bad_input_says_what_was_given_and_what_is_expected(call, message):
 def test_a_score_that_is_not_finite_is_reported():
     with pytest.raises(FloatingPointError, match="NaN or infinite values: check the score"):
         sample(lambda v, t: v * math.nan, 2, 3, 1, steps=2)
+
+
+# ---- restart ------------------------------------------------------------------------------------
+
+
+def test_restart_with_the_exact_score_keeps_the_law_and_draws_others_to_it():
+    law = process(5, 2, seed=3, mean=False)
+    n, score, t = 6000, ExactScore(law), 0.7
+    truth = law.covariance()
+    x = law.sample(n, seeded(0), torch.float64)
+    kept = restart(score, x, t, 2, steps=60, t_min=1e-4, generator=seeded(1)).flatten(1)
+    assert not torch.equal(kept, x.flatten(1))
+    error = covariance_standard_error(truth, n)
+    assert_statistical(kept.T @ kept / n, truth, error, n)
+    errors, y = [], 2 * torch.randn(n, 5, 2, generator=seeded(2), dtype=torch.float64)
+    for _ in range(4):
+        rows = y.flatten(1)
+        errors.append(relative_error(rows.T @ rows / n, truth))
+        y = restart(score, y, 1.5, steps=20, generator=seeded(len(errors)))
+    assert errors[1] < 0.5 * errors[0] and errors[-1] < 0.1 * errors[0]
+
+
+def test_restart_is_reproducible_and_keeps_dtype():
+    x = torch.randn(2, 4, 3, generator=seeded(0))
+    score = ExactScore(GaussianProcess(PowerExponential(2.0), torch.eye(3), seq_len=4))
+    once = [restart(score, x, 0.5, 2, generator=seeded(1)) for _ in range(2)]
+    assert torch.equal(*once) and once[0].dtype == x.dtype and once[0].shape == x.shape
+    twice = restart(score, x, 0.5, 1, generator=(g := seeded(1)))
+    assert torch.equal(restart(score, twice, 0.5, 1, generator=g), once[0])
+    assert torch.equal(restart(score, x, 0.5, 0), x)
+    with pytest.raises(ValueError, match="rounds must be an integer >= 0"):
+        restart(score, x, 0.5, -1)
+    with pytest.raises(ValueError, match="expected t_min < t_max"):
+        restart(score, x, 0.001)
+    with pytest.raises(ValueError, match="must have shape"):
+        restart(score, x[0], 0.5)

@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -93,18 +94,34 @@ def paths(ax: Axes, x: Tensor, coordinate: int = 0, **style: object) -> None:
     ax.set(xlabel="frame i", xlim=(1, x.shape[1]))
 
 
+def picture(ax: Axes, frame: Tensor, title: str = "") -> AxesImage:
+    """Draw a frame of brightnesses from 0 to 1, (rows, columns), in grey and without axes.
+
+    Returns:
+        The image; its ``set_data`` takes an array of the same shape.
+    """
+    ax.set(title=title, xticks=[], yticks=[])
+    return ax.imshow(frame.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+
+
 def animation(
-    figure: Figure, draw: Callable[[int], None], captions: Sequence[str], label: str
+    figure: Figure,
+    draw: Callable[[int], None],
+    captions: Sequence[str],
+    label: str,
+    loop: bool = False,
 ) -> str:
     """Frames behind a slider and a play button: plain HTML, no network, the same bytes every time.
 
-    It starts at rest on the last frame, so that a printed page shows the result.
+    It starts at rest on the last frame, so that a printed page shows the result, and readers who
+    asked for reduced motion see none unless they press play.
 
     Args:
         figure: redrawn for every frame, then closed.
         draw: called with the number of the frame, changes the figure.
         captions: one a frame, shown beside the slider.
         label: what the animation shows, for readers who do not see it.
+        loop: once playing, start again after the last frame until paused.
 
     Returns:
         HTML for ``IPython.display.HTML``.
@@ -122,6 +139,7 @@ def animation(
         name=name,
         label=html.escape(label),
         last=len(captions) - 1,
+        at_end="show(0)" if loop else "stop()",
         picture=pictures[-1],
         pictures=",\n".join(f'"{p}"' for p in pictures),
         caption=html.escape(captions[-1]),
@@ -168,7 +186,7 @@ _PLAYER = Template("""\
   }
   function step() {
     const k = Number(find("input").value) + 1;
-    if (k > $last) { stop(); } else { show(k); }
+    if (k > $last) { $at_end; } else { show(k); }
   }
   find("input").addEventListener("input", function () { stop(); show(Number(this.value)); });
   find("button").addEventListener("click", function () {

@@ -19,6 +19,7 @@ from .growth import GROWTH, attention_growth
 from .polydit import SWAP, swap
 from .probing import PROBING, probing
 from .results import Result, load_result, stored_results
+from .video_experiment import VIDEO, video_study
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ EXPERIMENTS = {
     "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
     "fig5": Experiment(
         "attention maps beside their nulls (chapter 7, Figures 4b and 5)", probing, PROBING
+    ),
+    "video": Experiment(
+        "balls and digits that move, and Gaussian controls (chapter 8)", video_study, VIDEO
     ),
 }
 
