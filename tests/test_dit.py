@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -360,3 +361,12 @@ def test_explicit_attention_works_under_vmap():
     together = torch.vmap(call)(weights, buffers)
     for model, scores in zip(models, together, strict=True):
         assert_float32(scores, model(v, 0.2))
+
+
+def test_networks_made_by_several_threads_get_the_weights_of_their_generators():
+    """They draw from torch's one global generator, which a thread must not take from another."""
+    expected = [DiT(2, 4, 16, 1, 1, generator=seeded(seed)).lift.weight for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda seed: DiT(2, 4, 16, 1, 1, generator=seeded(seed)), range(40)))
+    for model, weight in zip(made, expected, strict=True):
+        assert torch.equal(model.lift.weight, weight)

@@ -259,12 +259,12 @@ def test_every_weight_of_the_learned_covariance_matters():
 def test_learned_covariance_finds_the_covariance():
     """From 256 sequences; the bar at its full budget (N = 16, n = 128) is measured in chapter 6."""
     law = decaying_process(8, 2, 2.0)
-    config = TrainConfig(steps=150, batch_size=32, learning_rate=5e-2, evaluate_at=())
+    config = TrainConfig(steps=250, batch_size=64, learning_rate=3e-2, evaluate_at=())
     model = fit(LearnedCovariance(2, 8, generator=seeded(0)), law.sample(256, seeded(1)), config)
     divergence = path_kl(model.model, law, generator=seeded(2))
     gap = relative_error(model.model.temporal(), gram(PowerExponential(2.0), 8))
     print(f"path KL {divergence:.4f}, Γ off by {gap:.3f}")
-    assert divergence < 0.02 and gap < 0.15
+    assert divergence < 0.012 and gap < 0.2
 
 
 def test_learned_covariance_refuses_bad_input():

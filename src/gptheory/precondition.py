@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .diffusion import alpha, half_log_snr, levels
 from .validation import require_count, require_sequences, require_step
 
 HORIZON = 8.0  # diffusion step beyond which a network is continued by its asymptote
+GLOBAL_STATE = RLock()  # torch's generator is borrowed by one thread at a time
 CLOCK_PAIRS = 16  # sines and cosines of the half log signal-to-noise ratio
 CLOCK_FREQUENCIES = (0.25, 8.0)  # it spans about seven units, from t = 0.005 to t = 8
 
@@ -147,6 +149,6 @@ def weights_from(generator: torch.Generator | None) -> Iterator[None]:
         yield
         return
     seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-    with torch.random.fork_rng(devices=[]):
+    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
