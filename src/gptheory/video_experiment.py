@@ -250,7 +250,7 @@ class Studio:
     def generated(self, first: int, n: int) -> Tensor:
         """One chunk of videos from the transformer; not made again if it is there.
 
-        The SDE and restarts forgive errors of the score that the ODE keeps: see chapter 8.
+        Restarts repair errors that the score made at large t: see chapter 8.
         """
         film, network, steps = self.film, self.networks["DiT"], self.settings.solver_steps
         seed = 10**6 * (film.training.seed + 2) + first
