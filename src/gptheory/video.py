@@ -154,7 +154,7 @@ class Found:
 
     @property
     def single(self) -> Tensor:
-        """Whether a frame shows exactly one ball: of full brightness, and nothing else."""
+        """Whether a frame shows exactly one ball, of full brightness, and nothing else."""
         low, high = FULL_AMPLITUDE
         bright = (self.amplitude >= low) & (self.amplitude <= high)
         return bright & (self.stray <= STRAY_ENERGY)
@@ -193,7 +193,7 @@ class Ball:
 
     @property
     def reach(self) -> float:
-        """Largest coordinate of a centre: the rim then touches the outermost pixels."""
+        """Largest coordinate of a centre, where the rim touches the outermost pixels."""
         return (self.size - 1) / 2 - self.radius
 
     def render(self, centres: Tensor) -> Tensor:
