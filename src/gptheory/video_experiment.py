@@ -5,10 +5,10 @@ Like those of :mod:`gptheory.experiments` it goes on where it was when it is sta
 
 from __future__ import annotations
 
+import pathlib
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -148,8 +148,12 @@ VIDEO = {
 
 
 def video_study(
-    settings: VideoStudy, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
+    settings: VideoStudy,
+    name: str,
+    device: torch.device,
+    folder: pathlib.Path,
+    show: bool | None = None,
+) -> pathlib.Path:
     """Balls and digits from trained transformers, beside the truth and the Gaussian twin.
 
     Source: FDGWC Semi-synthetic video.
@@ -194,7 +198,7 @@ class Studio:
         self,
         film: Film,
         settings: VideoStudy,
-        stem: Path,
+        stem: pathlib.Path,
         device: torch.device,
         show: bool | None,
     ) -> None:
