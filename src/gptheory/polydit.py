@@ -179,7 +179,12 @@ class Swap:
 SWAP = {
     "quick": Swap(None, Data(32, 4), TrainConfig(steps=800), (2, 4, 6, 8, 10, 12, 14, 16, 20)),
     "paper": Swap(
-        "fig1-paper", FIGURE1["paper"].data, FIGURE1["paper"].training, (8, 12, 16, 20, 24, 28, 32)
+        "fig1-paper",
+        FIGURE1["paper"].data,
+        FIGURE1["paper"].training,
+        degrees=(8, 16, 24, 32),
+        monte_carlo=256,
+        samples=64,
     ),
 }
 
