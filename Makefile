@@ -16,6 +16,9 @@ PORT      ?= 8000
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
+# Committed outputs say at which scale and on what they were made.
+export GPTHEORY_SCALE ?= quick
+export GPTHEORY_DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

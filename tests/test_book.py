@@ -94,6 +94,7 @@ def good():
     cells = [
         "# Dots\n\nYou will be **able to** say what a dot is.",
         "Running time: one second. Prerequisites: none. " + "A dot is small. " * 10,
+        code("session.opening(seconds=1)", [stream("quick scale on cpu: about 1 s\n")]),
         code("draw()", [picture()], mystnb=described),
         code("print(f'{size:.2f}')", [stream("0.25\n")]),
         "## Take-home\n\nKeep dots small.",
@@ -110,8 +111,8 @@ def code_cell(notebook, index):
 
 BREAKS = {
     "executed_in_order": [
-        lambda nb: code_cell(nb, 0).update(execution_count=None),
-        lambda nb: code_cell(nb, 1).outputs.append(stream("careful!", "stderr")),
+        lambda nb: code_cell(nb, 1).update(execution_count=None),
+        lambda nb: code_cell(nb, 2).outputs.append(stream("careful!", "stderr")),
     ],
     "first_cell_installs_the_package": [
         lambda nb: nb.cells.pop(0),
@@ -119,33 +120,37 @@ BREAKS = {
         lambda nb: nb.cells[0].outputs.append(stream("Collecting ...")),
     ],
     "outputs_are_compared": [
-        lambda nb: code_cell(nb, 1).metadata.update(tags=["nbval-ignore-output"]),
+        lambda nb: code_cell(nb, 2).metadata.update(tags=["nbval-ignore-output"]),
     ],
     "cells_are_short": [
-        lambda nb: code_cell(nb, 0).update(source="x = 1\n" * 31),
+        lambda nb: code_cell(nb, 1).update(source="x = 1\n" * 31),
         lambda nb: [cell.update(source="x = 1\n" * 9) for cell in rules.code_cells(nb)],
     ],
     "figures_are_described": [
-        lambda nb: code_cell(nb, 0).metadata.pop("mystnb"),
-        lambda nb: code_cell(nb, 0).metadata.mystnb.figure.pop("caption"),
-        lambda nb: code_cell(nb, 0).metadata.mystnb.figure.pop("name"),
-        lambda nb: code_cell(nb, 0).metadata.mystnb.pop("image"),
-        lambda nb: code_cell(nb, 0).outputs.append(picture()),
+        lambda nb: code_cell(nb, 1).metadata.pop("mystnb"),
+        lambda nb: code_cell(nb, 1).metadata.mystnb.figure.pop("caption"),
+        lambda nb: code_cell(nb, 1).metadata.mystnb.figure.pop("name"),
+        lambda nb: code_cell(nb, 1).metadata.mystnb.pop("image"),
+        lambda nb: code_cell(nb, 1).outputs.append(picture()),
     ],
     "figures_come_with_a_number": [
-        lambda nb: code_cell(nb, 1).update(outputs=[stream("small\n")]),
-        lambda nb: code_cell(nb, 1).metadata.update(tags=["nbval-ignore-output"]),
+        lambda nb: code_cell(nb, 2).update(outputs=[stream("small\n")]),
+        lambda nb: code_cell(nb, 2).metadata.update(tags=["nbval-ignore-output"]),
     ],
     "prose_outweighs_code": [
-        lambda nb: code_cell(nb, 0).update(source="draw()\n" * 25),
+        lambda nb: code_cell(nb, 1).update(source="draw()\n" * 25),
     ],
     "no_machine_paths": [
         lambda nb: nb.cells[1].update(source=nb.cells[1].source + " See /home/me/notes."),
-        lambda nb: code_cell(nb, 1).outputs.append(stream("saved /tmp/dot.png\n")),
+        lambda nb: code_cell(nb, 2).outputs.append(stream("saved /tmp/dot.png\n")),
     ],
     "opens_with_a_promise": [
         lambda nb: nb.cells[1].update(source="Dots"),
         lambda nb: nb.cells[2].update(source="A dot is small."),
+    ],
+    "says_where_it_runs": [
+        lambda nb: nb.cells.pop(3),
+        lambda nb: code_cell(nb, 0).update(source="session.opening()"),
     ],
     "closes_with_advice_and_exercises": [
         lambda nb: nb.cells[-2].update(source="Keep dots small."),
@@ -185,31 +190,31 @@ def test_normal_form_drops_accidents(good):
         cell.id = f"random{count}"
         cell.execution_count = 40 + count
         cell.metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
-    code_cell(messy, 1).outputs = [stream("0."), stream("25\n")]
+    code_cell(messy, 2).outputs = [stream("0."), stream("25\n")]
     assert form.to_text(form.normalise(messy, form.repository_url())) == form.to_text(good)
 
 
 def test_first_cell_is_put_back_with_the_address_of_the_configuration(good):
     del good.cells[0]
     notebook = form.normalise(good, "https://example.org/fork")
-    assert "git+https://example.org/fork" in notebook.cells[0].source
+    assert f'"git+https://example.org/fork@v{form.package_version()}"' in notebook.cells[0].source
     assert sum(map(form.is_first_cell, notebook.cells)) == 1
 
 
 @pytest.mark.parametrize(("shade", "kept"), [(101, True), (180, False)])
 def test_committed_picture_stays_only_while_it_looks_the_same(good, shade, kept):
     rerun = copy.deepcopy(good)
-    code_cell(rerun, 0).outputs = [picture(shade)]
+    code_cell(rerun, 1).outputs = [picture(shade)]
     result = form.normalise(rerun, form.repository_url(), committed=good)
-    shown = code_cell(result, 0).outputs[0].data["image/png"]
+    shown = code_cell(result, 1).outputs[0].data["image/png"]
     assert shown == encoded_square(100 if kept else shade)
 
 
 def test_committed_outputs_go_when_the_numbers_change(good):
     rerun = copy.deepcopy(good)
-    code_cell(rerun, 1).outputs = [stream("0.26\n")]
+    code_cell(rerun, 2).outputs = [stream("0.26\n")]
     result = form.normalise(rerun, form.repository_url(), good)
-    assert code_cell(result, 1).outputs[0].text == "0.26\n"
+    assert code_cell(result, 2).outputs[0].text == "0.26\n"
 
 
 def test_check_names_the_notebook_and_changes_nothing(good, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,9 @@ of the network, and to leave torch and numpy as they are. It is run twice.
 
     python tools/check_colab.py [book/01-gaussian-process-data.ipynb ...]
 
-The clone holds what is committed; `--working-tree` adds the changes that are not.
+The clone holds what is committed; `--working-tree` adds the changes that are not. `--lowest` takes
+the oldest versions that pyproject.toml allows, `--newest` the newest there are, and
+`--versions numpy==1.26 ...` replaces single ones.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import venv
 from pathlib import Path
 
@@ -55,25 +58,32 @@ def pinned(names: tuple[str, ...]) -> list[str]:
     return [line for line in lines if line.split("==")[0] in names]
 
 
+def lowest(names: tuple[str, ...]) -> list[str]:
+    """The oldest versions of some packages that pyproject.toml allows, as pins."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ranges = [dependency.split(">=") for dependency in project["dependencies"]]
+    return [f"{name}=={floor}" for name, floor in ranges if name in names]
+
+
+def requirements(which: str, replaced: list[str]) -> list[str]:
+    """What Colab ships, at the `pinned`, `lowest` or `newest` versions, some replaced."""
+    choose = {"pinned": pinned, "lowest": lowest, "newest": list}[which]
+    own = {requirement.split("==")[0]: requirement for requirement in choose(SHIPPED)}
+    own |= {requirement.split("==")[0]: requirement for requirement in replaced}
+    return [*own.values(), *pinned(RUNNERS)]
+
+
 def installed(python: Path) -> dict[str, str]:
     """Names and versions of the packages in an environment."""
     packages = json.loads(run(python, "-m", "pip", "list", "--format=json"))
     return {package["name"].lower(): package["version"] for package in packages}
 
 
-def make_environment(folder: Path) -> Path:
-    """An environment with what Colab ships, and its interpreter."""
+def make_environment(folder: Path, packages: list[str]) -> Path:
+    """An environment with these packages, and its interpreter."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        *pinned(SHIPPED + RUNNERS),
-    )
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
     return python
 
 
@@ -111,10 +121,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: book/*.ipynb")
     parser.add_argument("--working-tree", action="store_true", help="with uncommitted changes")
+    parser.add_argument("--lowest", dest="which", action="store_const", const="lowest")
+    parser.add_argument("--newest", dest="which", action="store_const", const="newest")
+    parser.add_argument("--versions", nargs="+", default=[], metavar="NAME==VERSION")
+    parser.set_defaults(which="pinned")
     arguments = parser.parse_args()
+    packages = requirements(arguments.which, arguments.versions)
     with tempfile.TemporaryDirectory() as scratch:
         copy = clone(Path(scratch) / "clone", arguments.working_tree)
-        python = make_environment(Path(scratch) / "environment")
+        python = make_environment(Path(scratch) / "environment", packages)
         named = [copy / "book" / path.name for path in arguments.notebooks]
         for notebook in named or sorted((copy / "book").glob("*.ipynb")):
             seconds = check(python, notebook, f"git+{copy.as_uri()}")

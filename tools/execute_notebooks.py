@@ -43,7 +43,8 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: book/*.ipynb")
     parser.add_argument("--timeout", type=int, default=600, help="seconds for one cell")
     arguments = parser.parse_args()
-    os.environ.setdefault("GPTHEORY_SCALE", "quick")  # committed outputs are the quick ones
+    os.environ.setdefault("GPTHEORY_SCALE", "quick")  # committed outputs are the quick ones,
+    os.environ.setdefault("GPTHEORY_DEVICE", "cpu")  # made on a CPU
     failed = False
     for path in arguments.notebooks or sorted(BOOK.glob("*.ipynb")):
         try:

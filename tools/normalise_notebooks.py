@@ -18,6 +18,7 @@ import io
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ NOTEBOOK_METADATA = {
 KEPT_NOTEBOOK_KEYS = ("gptheory",)
 KEPT_CELL_KEYS = ("tags", "mystnb", "gptheory")
 
-# The hidden first cell of every notebook. -qq: pip's warnings would be outputs to compare; naming
-# the installed torch and numpy with their versions makes pip keep them or fail, never replace them.
+# The hidden first cell of every notebook. The tag is that of the release the notebook belongs to,
+# so that an old copy meets the package that it was written for. -qq: pip's warnings would be
+# outputs to compare; naming the installed torch and numpy with their versions makes pip keep them
+# or fail, never replace them.
 FIRST_CELL = """\
 # Where the package is missing (Colab): install it, leaving torch and numpy as they are.
 import importlib
@@ -51,7 +54,7 @@ import sys
 from importlib import metadata, util
 
 if util.find_spec("gptheory") is None:
-    address = "git+{url}"
+    address = "git+{url}@v{version}"
     source = os.environ.get("GPTHEORY_SOURCE", address)
     present = [name for name in ("torch", "numpy") if util.find_spec(name)]
     kept = [f"{{name}}=={{metadata.version(name)}}" for name in present]
@@ -69,9 +72,15 @@ def repository_url() -> str:
     return config["repository"]["url"]
 
 
+def package_version() -> str:
+    """Version of the package, from its single place in `pyproject.toml`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["project"]["version"]
+
+
 def first_cell(url: str) -> Cell:
     """The canonical hidden first cell for a repository at `url`."""
-    cell = nbformat.v4.new_code_cell(FIRST_CELL.format(url=url))
+    cell = nbformat.v4.new_code_cell(FIRST_CELL.format(url=url, version=package_version()))
     cell.metadata["tags"] = ["remove-cell"]
     cell.execution_count = 1
     return cell

@@ -165,7 +165,7 @@ def figures_are_described(notebook: Notebook) -> Iterator[str]:
 @rule
 def figures_come_with_a_number(notebook: Notebook) -> Iterator[str]:
     """Pictures are not compared, so each has a printed number or an assert close by."""
-    cells = code_cells(notebook)
+    cells = [cell for cell in code_cells(notebook) if "session.opening(" not in cell.source]
     for index, cell in enumerate(cells):
         near = cells[max(index - 1, 0) : index + 3]
         if figures(cell) and not any(map(carries_number, near)):
@@ -200,6 +200,14 @@ def opens_with_a_promise(notebook: Notebook) -> Iterator[str]:
     for phrase in OPENING:
         if phrase not in " ".join(opening).lower():
             yield f"the opening does not say {phrase!r}"
+
+
+@rule
+def says_where_it_runs(notebook: Notebook) -> Iterator[str]:
+    """The first code cell prints the scale, the device and the time that the chapter takes."""
+    first = code_cells(notebook)[0] if code_cells(notebook) else None
+    if first is None or "session.opening(seconds=" not in first.source:
+        yield "the first code cell does not call session.opening(seconds=...)"
 
 
 @rule

@@ -36,6 +36,9 @@ def override_repository(app: Sphinx, config: Config) -> None:
     if repository:
         server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
         config.html_theme_options["repository_url"] = f"{server}/{repository}"
+    release = os.environ.get("BOOK_RELEASE")
+    if release:  # readers open the notebooks of the release whose package they install
+        config.html_theme_options["repository_branch"] = release
 
 
 def clean_scripts(

@@ -96,7 +96,9 @@ FIGURE1 = {
     ),
     "paper": Figure1(
         Data(128, 8),
-        TrainConfig(steps=16_000, ema_decay=0.999, log_every=100, evaluate_every=1000),
+        TrainConfig(
+            steps=16_000, ema_decay=0.999, weight="velocity", log_every=100, evaluate_every=1000
+        ),
         samples=6000,
     ),
 }

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 
+from . import session
 from .complexity import COMPLEXITY, sample_complexity
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
@@ -80,7 +80,7 @@ def reproduce(
     Args:
         name: key of ``EXPERIMENTS``.
         scale: ``"quick"`` or ``"paper"``.
-        device: as torch names it; ``"auto"`` is a GPU where there is one.
+        device: see :func:`gptheory.session.choose_device`.
         out: folder of the result; checkpoints lie in ``out/work``.
         show_progress: see :func:`gptheory.progress.progress`.
 
@@ -98,11 +98,34 @@ def reproduce(
         raise ValueError(f"{name} has the scales {scales}, got {scale!r}")
     work = Path(out) / "work"
     record = experiment.run(
-        experiment.settings[scale], f"{name}-{scale}", _device(device), work, show_progress
+        experiment.settings[scale],
+        f"{name}-{scale}",
+        session.choose_device(device),
+        work,
+        show_progress,
     )
     for path in (record.with_suffix(".safetensors"), record):
         path.replace(Path(out) / path.name)
     return load_result(record.stem, out)
+
+
+def full_size(name: str, out: str | Path = "gptheory-results") -> Result:
+    """The result of an experiment at the scale ``paper``: from the package, or made here.
+
+    Args:
+        name: key of ``EXPERIMENTS``.
+        out: folder of the result, where the session's scale is ``paper``: then the experiment is
+            run, or finished, see :func:`reproduce`.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: for an unknown name, or where :func:`gptheory.session.scale` raises.
+    """
+    if session.scale() == "paper":
+        return reproduce(name, "paper", out=out)
+    return load_result(f"{name}-paper")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,12 +169,3 @@ def _listing() -> str:
 
 def _shown(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {error}") from None
