@@ -1,11 +1,12 @@
-"""Open every page of the built book in headless Chromium, in light and dark, and judge it.
+"""Open every page of the built book in headless Chromium, and judge it as readers see it.
 
-Checked: no console error, no failed request, no request that leaves this machine, every formula
-rendered, no WCAG 2.1 A/AA violation (axe), no page wider than its window, no broken internal
-link or anchor.
+Checked, on desktops and phones, in light and dark: no console error, no failed request, no request
+that leaves this machine, at most 3 MB a page, every formula rendered, no WCAG 2.1 A/AA violation
+(axe), no page wider than its window, no broken internal link or anchor; and that the front page can
+be read without JavaScript.
 
-    python tools/check_pages.py                       # the pages at desktop width
-    python tools/check_pages.py --matrix              # at phone and tablet width too
+    python tools/check_pages.py                       # desktop and phone
+    python tools/check_pages.py --matrix              # tablets and all source listings too
     python tools/check_pages.py --screenshots DIR     # keep a picture of each page
 """
 
@@ -13,21 +14,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
-import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from axe_playwright_python.async_playwright import Axe
+from browser import CHROMIUM_FLAGS, find_chromium, serve
+from page_links import broken_links, site_pages
 from playwright.async_api import (
+    Browser,
     BrowserContext,
     ConsoleMessage,
     Page,
@@ -39,10 +36,9 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-DESKTOP = 1280
-WIDTHS = (390, 820, DESKTOP)
+DESKTOP, PHONE, TABLET = 1280, 390, 820
 SCHEMES = ("light", "dark")
+MAX_BYTES = 3_000_000  # of a page with all that it loads, before any compression
 # The two schemes differ in colours alone, so the rules on structure are run once.
 AXE_RULES = {
     "light": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]},
@@ -51,6 +47,7 @@ AXE_RULES = {
 PARALLEL = 2
 SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
+FRONT_PAGE = "book/index.html"
 
 FORMULAS = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
@@ -77,96 +74,48 @@ UNFOLD = """async () => {
 # A colour half-way through a transition is nobody's contrast.
 NO_MOTION = "*, ::before, ::after { transition: none !important; animation: none !important; }"
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WORN_SCHEME = "() => document.documentElement.dataset.theme"
+# What a reader without scripts sees of the article: text that shows, pictures that show.
+WITHOUT_SCRIPTS = """() => {
+  const shows = (part) => part.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+  const parts = [...document.querySelectorAll("article :is(h1, h2, p, li, td, figcaption)")];
+  const pictures = [...document.querySelectorAll("article img")].filter(shows);
+  return {
+    hidden: parts.filter((part) => part.textContent.trim() && !shows(part))
+      .map((part) => part.textContent.trim().slice(0, 40)),
+    words: parts.filter(shows).map((part) => part.textContent).join(" ").split(/\\s+/).length,
+    pictures: pictures.filter((picture) => picture.naturalWidth).length,
+  };
+}"""
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One page at one width and in one colour scheme."""
+class Look:
+    """How a page is looked at: the width of the window and the colour scheme."""
 
-    path: str
     width: int
     scheme: str
-
-    @property
-    def name(self) -> str:
-        """File name for this visit's picture."""
-        return f"{self.path.removesuffix('.html').replace('/', '-')}-{self.width}-{self.scheme}"
 
 
 @dataclass
 class Verdict:
-    """What was found on a visit; `failures` is empty when the page is good."""
+    """What was found on a page in one look; `failures` is empty when it is good."""
 
-    visit: Visit
+    path: str
+    look: Look
     formulas: int = 0
+    kilobytes: float = 0.0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
-
-# ---- links, without a browser ---------------------------------------------------------------
-
-
-class Links(HTMLParser):
-    """Collects what a page links to and the anchors that it offers."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.targets: list[str] = []
-        self.anchors: set[str] = {"", "top"}
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the attributes of one element."""
-        attributes = dict(attrs)
-        self.anchors |= {attributes[key] or "" for key in ("id", "name") if key in attributes}
-        for key in ("href", "src"):
-            if attributes.get(key) and not (tag == "link" and attributes.get("rel") == "preload"):
-                self.targets.append(attributes[key] or "")
-
-
-def site_pages(html: Path) -> list[Path]:
-    """The pages of the site; what lies under _static are the theme's templates."""
-    return [page for page in sorted(html.rglob("*.html")) if html / "_static" not in page.parents]
-
-
-def broken_links(html: Path) -> list[str]:
-    """Internal links of the site under `html` whose file or anchor does not exist."""
-    pages = {path: Links(path.read_text("utf-8")) for path in site_pages(html)}
-    broken = []
-    for page, links in pages.items():
-        for target in sorted(set(links.targets)):
-            url, anchor = urldefrag(urljoin(page.as_uri(), target))
-            if urlsplit(url).scheme != "file":
-                continue
-            path = Path(unquote(urlsplit(url).path))
-            path = path / "index.html" if path.is_dir() else path
-            known = pages[path].anchors if path in pages else {"", unquote(anchor)}
-            if not path.exists() or unquote(anchor) not in known:
-                broken.append(f"{page.relative_to(html)}: broken link {target}")
-    return broken
+    @property
+    def name(self) -> str:
+        """File name for a picture."""
+        page = self.path.removesuffix(".html").replace("/", "-")
+        return f"{page}-{self.look.width}-{self.look.scheme}"
 
 
 # ---- pages, in a browser --------------------------------------------------------------------
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves files without writing a line for each."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder on a free port of this machine."""
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder)
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
 
 
 def listen(page: Page, origin: str) -> list[str]:
@@ -205,10 +154,19 @@ async def formula_failures(page: Page, verdict: Verdict) -> list[str]:
     return failures
 
 
+def weight_failures(requested: set[str], origin: str, html: Path, verdict: Verdict) -> list[str]:
+    """The size of all files that a page asked for: what a first visit transfers at most."""
+    names = {unquote(urlsplit(url).path) for url in requested if url.startswith(origin)}
+    files = [html / name.lstrip("/") for name in names]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    verdict.kilobytes = size / 1000
+    return [f"transfers {size / 1e6:.1f} MB"] if size > MAX_BYTES else []
+
+
 async def layout_failures(page: Page, width: int) -> list[str]:
     """A page is no wider than its window, and at desktop width every formula fits its column."""
     overflow, failures = await page.evaluate(OVERFLOW), []
-    if overflow > 1:
+    if overflow > 0:
         failures.append(f"{overflow} px wider than the window")
     if width >= DESKTOP:
         clipped = await page.evaluate(CLIPPED_FORMULAS)
@@ -236,53 +194,94 @@ async def axe_failures(page: Page, scheme: str) -> list[str]:
     ]
 
 
-async def judge(page: Page, origin: str, visit: Visit, screenshots: Path | None) -> Verdict:
-    """Visit one page and say what is wrong with it."""
-    verdict, started = Verdict(visit), time.perf_counter()
-    events = listen(page, origin)
-    query = f"?q={SEARCHED}" if visit.path == SEARCH_PAGE else ""
-    await page.goto(origin + visit.path + query, wait_until="load")
+async def open_page(page: Page, origin: str, html: Path, verdict: Verdict) -> None:
+    """Load a page, judge what does not depend on the look, and unfold all that is folded."""
+    events, requested = listen(page, origin), set()
+    page.on("request", lambda request: requested.add(request.url))
+    query = f"?q={SEARCHED}" if verdict.path == SEARCH_PAGE else ""
+    await page.goto(origin + verdict.path + query, wait_until="load")
     verdict.failures += await formula_failures(page, verdict)
-    verdict.failures += await layout_failures(page, visit.width)
-    if visit.path == SEARCH_PAGE:
+    verdict.failures += await layout_failures(page, verdict.look.width)
+    if verdict.path == SEARCH_PAGE:
         verdict.failures += await search_failures(page)
     await page.add_style_tag(content=NO_MOTION)
     await page.evaluate(UNFOLD)
-    if screenshots:
-        await page.screenshot(path=screenshots / f"{visit.name}.png", full_page=True)
     # Before axe: it reads files of its own accord, for which the page is not to blame.
     verdict.failures += dict.fromkeys(events)
-    verdict.failures += await axe_failures(page, visit.scheme)
-    verdict.seconds = time.perf_counter() - started
+    verdict.failures += weight_failures(requested, origin, html, verdict)
+
+
+async def put_on(page: Page, look: Look) -> list[str]:
+    """Give the window another width and another colour scheme, as a reader would."""
+    await page.set_viewport_size({"width": look.width, "height": 900})
+    await page.emulate_media(color_scheme=look.scheme)
+    worn = await page.evaluate(WORN_SCHEME)
+    return [] if worn == look.scheme else [f"is {worn} where the reader asks for {look.scheme}"]
+
+
+async def judge(
+    page: Page, origin: str, html: Path, path: str, looks: list[Look], screenshots: Path | None
+) -> list[Verdict]:
+    """Load a page once, look at it in several ways, and say what is wrong with it."""
+    verdicts = [Verdict(path, look) for look in looks]
+    for verdict in verdicts:
+        started, look = time.perf_counter(), verdict.look
+        if verdict is verdicts[0]:
+            await open_page(page, origin, html, verdict)
+        verdict.failures += await put_on(page, look)
+        verdict.failures += await layout_failures(page, look.width)
+        if screenshots:
+            await page.screenshot(path=screenshots / f"{verdict.name}.png", full_page=True)
+        verdict.failures += await axe_failures(page, look.scheme)
+        verdict.seconds = time.perf_counter() - started
+    return verdicts
+
+
+async def judge_without_scripts(browser: Browser, origin: str, look: Look) -> Verdict:
+    """The front page has to be readable where JavaScript is off, all but its formulas."""
+    verdict = Verdict(f"{FRONT_PAGE}, no JavaScript", look)
+    context = await browser.new_context(
+        java_script_enabled=False,
+        color_scheme=look.scheme,
+        viewport={"width": look.width, "height": 900},
+    )
+    page = await context.new_page()
+    await page.goto(origin + FRONT_PAGE, wait_until="load")
+    seen = await page.evaluate(WITHOUT_SCRIPTS)
+    verdict.failures += [f"hidden without JavaScript: {words!r}" for words in seen["hidden"]]
+    if seen["words"] < 200 or seen["pictures"] != 1:
+        verdict.failures.append(f"shows {seen['words']} words and {seen['pictures']} pictures")
+    verdict.failures += await layout_failures(page, look.width)
+    await context.close()
     return verdict
 
 
 async def visit_all(
-    executable: str, origin: str, visits: list[Visit], screenshots: Path | None
+    executable: str,
+    origin: str,
+    html: Path,
+    paths: list[str],
+    looks: list[Look],
+    screenshots: Path | None,
 ) -> list[Verdict]:
-    """Judge all visits, a few at a time; those that look alike share a browser cache."""
+    """Judge all pages, a few at a time."""
     gate = asyncio.Semaphore(PARALLEL)
 
-    async def one(context: BrowserContext, visit: Visit) -> Verdict:
+    async def one(context: BrowserContext, path: str) -> list[Verdict]:
         async with gate:
             page = await context.new_page()
-            verdict = await judge(page, origin, visit, screenshots)
+            verdicts = await judge(page, origin, html, path, looks, screenshots)
             await page.close()
-            return verdict
+            return verdicts
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = await playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        context = await browser.new_context(
+            color_scheme=looks[0].scheme, viewport={"width": looks[0].width, "height": 900}
         )
-        contexts = {
-            look: await browser.new_context(
-                color_scheme=look[1], viewport={"width": look[0], "height": 900}
-            )
-            for look in {(visit.width, visit.scheme) for visit in visits}
-        }
-        verdicts = await asyncio.gather(
-            *(one(contexts[visit.width, visit.scheme], visit) for visit in visits)
-        )
+        found = await asyncio.gather(*(one(context, path) for path in paths))
+        verdicts = [verdict for page in found for verdict in page]
+        verdicts += [await judge_without_scripts(browser, origin, look) for look in looks]
         await browser.close()
     return verdicts
 
@@ -290,8 +289,8 @@ async def visit_all(
 # ---- the command ----------------------------------------------------------------------------
 
 
-def plan(html: Path, widths: tuple[int, ...], listings: bool) -> list[Visit]:
-    """Every page of the site in both schemes, at each width.
+def plan(html: Path, listings: bool) -> list[str]:
+    """Every page of the site.
 
     Listings of source code are all made alike: one stands for them unless ``listings``.
     """
@@ -299,39 +298,30 @@ def plan(html: Path, widths: tuple[int, ...], listings: bool) -> list[Visit]:
     paths.remove("index.html")  # it only forwards to the book's
     if not listings:
         paths = [path for path in paths if not path.startswith(SOURCES) or path == A_SOURCE]
-    return [Visit(path, width, scheme) for path in paths for width in widths for scheme in SCHEMES]
+    return paths
 
 
 def report(verdicts: list[Verdict], broken: list[str], seconds: float) -> bool:
     """Print a table of the visits, then the failures; say whether all is well."""
-    print(f"{'page':44} {'width':>5} {'scheme':6} {'formulas':>8} {'s':>5}  verdict")
+    print(f"{'page':44} {'width':>5} {'scheme':6} {'formulas':>8} {'kB':>5} {'s':>5}  verdict")
     for verdict in verdicts:
-        visit, failures = verdict.visit, verdict.failures
+        look, failures = verdict.look, verdict.failures
+        loaded = f"{verdict.formulas:8} {verdict.kilobytes:5.0f}" if verdict.kilobytes else " " * 14
         word = f"{len(failures)} failures" if failures else "ok"
         print(
-            f"{visit.path:44} {visit.width:5} {visit.scheme:6} "
-            f"{verdict.formulas:8} {verdict.seconds:5.1f}  {word}"
+            f"{verdict.path:44} {look.width:5} {look.scheme:6} "
+            f"{loaded} {verdict.seconds:5.1f}  {word}"
         )
     failures = [
-        f"{v.visit.path} ({v.visit.width}, {v.visit.scheme}): {f}"
-        for v in verdicts
-        for f in v.failures
+        f"{v.path} ({v.look.width}, {v.look.scheme}): {f}" for v in verdicts for f in v.failures
     ] + broken
     for failure in failures:
         print(f"FAILED  {failure}")
     print(
-        f"{len(verdicts)} visits in {seconds:.0f} s, {len(broken)} broken links, "
+        f"{len(verdicts)} looks in {seconds:.0f} s, {len(broken)} broken links, "
         f"{len(failures)} failures"
     )
     return not failures
-
-
-def find_chromium(named: str | None) -> str:
-    """Path of the browser, or an exit that says how to get one."""
-    found = next(filter(None, map(shutil.which, [named] if named else CHROMIUM_NAMES)), None)
-    if found is None:
-        sys.exit("No Chromium found: pages NOT checked. On Debian: apt-get install chromium")
-    return found
 
 
 def main() -> int:
@@ -347,10 +337,12 @@ def main() -> int:
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
     executable, started = find_chromium(arguments.chromium), time.perf_counter()
-    widths = WIDTHS if arguments.matrix else (DESKTOP,)
-    visits = plan(arguments.html, widths, listings=arguments.matrix)
+    widths = (DESKTOP, PHONE, TABLET) if arguments.matrix else (DESKTOP, PHONE)
+    looks = [Look(width, scheme) for width in widths for scheme in SCHEMES]
+    paths = plan(arguments.html, listings=arguments.matrix)
     with serve(arguments.html) as origin:
-        verdicts = asyncio.run(visit_all(executable, origin, visits, arguments.screenshots))
+        pages = visit_all(executable, origin, arguments.html, paths, looks, arguments.screenshots)
+        verdicts = asyncio.run(pages)
     broken = broken_links(arguments.html.resolve())
     return int(not report(verdicts, broken, time.perf_counter() - started))
 
