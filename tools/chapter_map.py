@@ -148,7 +148,7 @@ def render() -> str:
     chapters = {chapter.number: chapter for chapter in read_chapters()}
     rows, parts, height = heights(chapters)
     lines = [HEAD.format(width=WIDTH, height=height, words=escape(in_words(chapters)))]
-    lines += [label(0, y, PARTS[first], "part") for first, y in parts.items()]
+    lines += [label(NODE + 20, y, PARTS[first], "part") for first, y in parts.items()]
     lines += [arc(rows[a], rows[b], whole) for a, b, whole in arcs(chapters)]
     lines += [entry(chapter, rows[number]) for number, chapter in chapters.items()]
     return "\n".join([*lines, key(height - 6), "</svg>"]) + "\n"

@@ -8,6 +8,7 @@ be read without JavaScript.
     python tools/check_pages.py                       # desktop and phone
     python tools/check_pages.py --matrix              # tablets and all source listings too
     python tools/check_pages.py --screenshots DIR     # keep a picture of each page
+    python tools/check_pages.py index status          # only pages with such a name
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ AXE_RULES = {
     "dark": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]},
 }
 PARALLEL = 2
+PATIENCE = 180_000  # milliseconds for any one step, on a busy machine
 SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
 FRONT_PAGE = "book/index.html"
@@ -279,6 +281,7 @@ async def visit_all(
         context = await browser.new_context(
             color_scheme=looks[0].scheme, viewport={"width": looks[0].width, "height": 900}
         )
+        context.set_default_timeout(PATIENCE)
         found = await asyncio.gather(*(one(context, path) for path in paths))
         verdicts = [verdict for page in found for verdict in page]
         verdicts += [await judge_without_scripts(browser, origin, look) for look in looks]
@@ -327,6 +330,7 @@ def report(verdicts: list[Verdict], broken: list[str], seconds: float) -> bool:
 def main() -> int:
     """Check the built pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of pages' names; default: every page")
     parser.add_argument("--html", type=Path, default=HTML, help="folder of the built book")
     parser.add_argument("--matrix", action="store_true", help="all widths, all source listings")
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each visit")
@@ -340,6 +344,8 @@ def main() -> int:
     widths = (DESKTOP, PHONE, TABLET) if arguments.matrix else (DESKTOP, PHONE)
     looks = [Look(width, scheme) for width in widths for scheme in SCHEMES]
     paths = plan(arguments.html, listings=arguments.matrix)
+    if arguments.names:
+        paths = [path for path in paths if any(name in path for name in arguments.names)]
     with serve(arguments.html) as origin:
         pages = visit_all(executable, origin, arguments.html, paths, looks, arguments.screenshots)
         verdicts = asyncio.run(pages)
