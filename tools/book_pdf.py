@@ -55,7 +55,7 @@ TYPESET = """async () => {
 }"""
 NUMBER_CONTENTS = """(numbers) => {
   for (const [anchor, number] of Object.entries(numbers))
-    document.querySelector(`nav.contents a[href="#${CSS.escape(anchor)}"] .page`).textContent =
+    document.querySelector(`nav.overview a[href="#${CSS.escape(anchor)}"] .page`).textContent =
       number;
 }"""
 
@@ -135,7 +135,7 @@ def contents_page(lines: list[Heading]) -> str:
         + "</p>"
         for line in lines
     ]
-    return f'<nav class="contents"><h1>Contents</h1>{"".join(items)}</nav>'
+    return f'<nav class="overview"><h1>Contents</h1>{"".join(items)}</nav>'
 
 
 def title_page(html: Path) -> str:
@@ -191,7 +191,7 @@ def page_numbers(pdf: bytes, document: str) -> dict[str, int]:
     reader = PdfReader(io.BytesIO(pdf))
     places = reader.named_destinations
     soup = BeautifulSoup(document, "html.parser")
-    anchors = [str(tag["href"])[1:] for tag in soup.select("nav.contents a")]
+    anchors = [str(tag["href"])[1:] for tag in soup.select("nav.overview a")]
     return {
         anchor: reader.get_destination_page_number(place) + 1
         for anchor in anchors
