@@ -189,14 +189,13 @@ def assemble(html: Path) -> str:
 def page_numbers(pdf: bytes, document: str) -> dict[str, int]:
     """Number of the page on which each line of the contents is found."""
     reader = PdfReader(io.BytesIO(pdf))
-    places = reader.named_destinations
-    soup = BeautifulSoup(document, "html.parser")
-    anchors = [str(tag["href"])[1:] for tag in soup.select("nav.overview a")]
-    return {
-        anchor: reader.get_destination_page_number(place) + 1
-        for anchor in anchors
-        if (place := places.get(f"/{anchor}") or places.get(anchor)) is not None
-    }
+    places = {name.removeprefix("/"): place for name, place in reader.named_destinations.items()}
+    lines = BeautifulSoup(document, "html.parser").select("nav.overview a")
+    anchors = [str(line["href"])[1:] for line in lines]
+    lost = [anchor for anchor in anchors if anchor not in places]
+    if lost:
+        sys.exit(f"The contents name places that the PDF does not have: {lost}")
+    return {a: reader.get_destination_page_number(places[a]) + 1 for a in anchors}
 
 
 async def typeset(page: Page) -> None:

@@ -9,6 +9,7 @@ be read without JavaScript.
     python tools/check_pages.py --matrix              # tablets and all source listings too
     python tools/check_pages.py --screenshots DIR     # keep a picture of each page
     python tools/check_pages.py index status          # only pages with such a name
+    python tools/check_pages.py --no-axe              # all but accessibility: a quarter of the time
 """
 
 from __future__ import annotations
@@ -43,11 +44,10 @@ DESKTOP, PHONE, TABLET = 1280, 390, 820
 SCHEMES = ("light", "dark")
 MAX_BYTES = 3_000_000  # of a page with all that it loads, as a host that compresses text sends it
 COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
-# The two schemes differ in colours alone, so the rules on structure are run once.
-AXE_RULES = {
-    "light": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]},
-    "dark": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]},
-}
+# Rules on colours are slow and the same for all that is alike (see ALIKE); those on structure are
+# quick, look at everything, and need no second scheme.
+COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
+STRUCTURE = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 PARALLEL = 2
 PATIENCE = 180_000  # milliseconds for any one step, on a busy machine
 SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
@@ -76,6 +76,19 @@ UNFOLD = """async () => {
   document.querySelectorAll("button.toggle-button-hidden").forEach((fold) => fold.click());
   await new Promise((done) => setTimeout(done, 400));  // the theme reacts after 300 ms
 }"""
+# Code and formulas are thousands of pieces in a few colours: all but the first of each colour, on
+# each ground, are marked, for the rules on colours to pass over.
+ALIKE = """() => {
+  const seen = new Set();
+  for (const piece of document.querySelectorAll(".highlight span, mjx-container")) {
+    const ground = piece.closest("pre, td, th, figcaption, .admonition, .proof, details, main");
+    const look = [piece, ground].map((part) => part && getComputedStyle(part));
+    const colours = [look[0].color, look[1]?.backgroundColor];
+    const name = [piece.className, ground?.className, ...colours].join();
+    piece.toggleAttribute("data-alike", seen.has(name));
+    seen.add(name);
+  }
+}"""
 # A colour half-way through a transition is nobody's contrast.
 NO_MOTION = "*, ::before, ::after { transition: none !important; animation: none !important; }"
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -100,6 +113,17 @@ class Look:
 
     width: int
     scheme: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is looked at, and how."""
+
+    html: Path
+    paths: list[str]
+    looks: list[Look]
+    axe: bool = True
+    screenshots: Path | None = None
 
 
 @dataclass
@@ -195,15 +219,25 @@ async def search_failures(page: Page) -> list[str]:
     return []
 
 
-async def axe_failures(page: Page, scheme: str) -> list[str]:
-    """Violations of WCAG 2.1 A and AA."""
-    options = {"runOnly": AXE_RULES[scheme], "resultTypes": ["violations"]}
-    result = await Axe().run(page, options=options)
+async def run_axe(page: Page, rules: dict[str, object], **given: object) -> list[str]:
+    """Violations of some rules."""
+    options = {"runOnly": rules, "resultTypes": ["violations"], **given.pop("options", {})}
+    result = await Axe().run(page, options=options, **given)
     return [
         f"axe {found['id']}: {found['help']} ({len(found['nodes'])}x, "
         f"first {' '.join(map(str, found['nodes'][0]['target']))})"
         for found in result.response["violations"]
     ]
+
+
+async def axe_failures(page: Page, scheme: str) -> list[str]:
+    """Violations of WCAG 2.1 A and AA."""
+    await page.evaluate(ALIKE)
+    failures = await run_axe(page, COLOURS, context={"exclude": [["[data-alike]"]]})
+    if scheme == SCHEMES[0]:
+        no_colours = {"rules": {rule: {"enabled": False} for rule in COLOURS["values"]}}
+        failures += await run_axe(page, STRUCTURE, options=no_colours)
+    return failures
 
 
 async def open_page(page: Page, origin: str, html: Path, verdict: Verdict) -> None:
@@ -234,20 +268,19 @@ async def put_on(page: Page, look: Look) -> list[str]:
     return []
 
 
-async def judge(
-    page: Page, origin: str, html: Path, path: str, looks: list[Look], screenshots: Path | None
-) -> list[Verdict]:
+async def judge(page: Page, origin: str, path: str, plan: Plan) -> list[Verdict]:
     """Load a page once, look at it in several ways, and say what is wrong with it."""
-    verdicts = [Verdict(path, look) for look in looks]
+    verdicts = [Verdict(path, look) for look in plan.looks]
     for verdict in verdicts:
         started, look = time.perf_counter(), verdict.look
         if verdict is verdicts[0]:
-            await open_page(page, origin, html, verdict)
+            await open_page(page, origin, plan.html, verdict)
         verdict.failures += await put_on(page, look)
         verdict.failures += await layout_failures(page, look.width)
-        if screenshots:
-            await page.screenshot(path=screenshots / f"{verdict.name}.png", full_page=True)
-        verdict.failures += await axe_failures(page, look.scheme)
+        if plan.screenshots:
+            await page.screenshot(path=plan.screenshots / f"{verdict.name}.png", full_page=True)
+        if plan.axe:
+            verdict.failures += await axe_failures(page, look.scheme)
         verdict.seconds = time.perf_counter() - started
     return verdicts
 
@@ -271,33 +304,27 @@ async def judge_without_scripts(browser: Browser, origin: str, look: Look) -> Ve
     return verdict
 
 
-async def visit_all(
-    executable: str,
-    origin: str,
-    html: Path,
-    paths: list[str],
-    looks: list[Look],
-    screenshots: Path | None,
-) -> list[Verdict]:
+async def visit_all(executable: str, origin: str, plan: Plan) -> list[Verdict]:
     """Judge all pages, a few at a time."""
     gate = asyncio.Semaphore(PARALLEL)
 
     async def one(context: BrowserContext, path: str) -> list[Verdict]:
         async with gate:
             page = await context.new_page()
-            verdicts = await judge(page, origin, html, path, looks, screenshots)
+            verdicts = await judge(page, origin, path, plan)
             await page.close()
             return verdicts
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        first = plan.looks[0]
         context = await browser.new_context(
-            color_scheme=looks[0].scheme, viewport={"width": looks[0].width, "height": 900}
+            color_scheme=first.scheme, viewport={"width": first.width, "height": 900}
         )
         context.set_default_timeout(PATIENCE)
-        found = await asyncio.gather(*(one(context, path) for path in paths))
+        found = await asyncio.gather(*(one(context, path) for path in plan.paths))
         verdicts = [verdict for page in found for verdict in page]
-        verdicts += [await judge_without_scripts(browser, origin, look) for look in looks]
+        verdicts += [await judge_without_scripts(browser, origin, look) for look in plan.looks]
         await browser.close()
     return verdicts
 
@@ -305,7 +332,7 @@ async def visit_all(
 # ---- the command ----------------------------------------------------------------------------
 
 
-def plan(html: Path, listings: bool) -> list[str]:
+def page_paths(html: Path, listings: bool) -> list[str]:
     """Every page of the site.
 
     Listings of source code are all made alike: one stands for them unless ``listings``.
@@ -346,6 +373,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="parts of pages' names; default: every page")
     parser.add_argument("--html", type=Path, default=HTML, help="folder of the built book")
     parser.add_argument("--matrix", action="store_true", help="all widths, all source listings")
+    parser.add_argument("--no-axe", action="store_true", help="without accessibility")
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each visit")
     parser.add_argument("--chromium", help="name or path of the browser")
     arguments = parser.parse_args()
@@ -356,12 +384,12 @@ def main() -> int:
     executable, started = find_chromium(arguments.chromium), time.perf_counter()
     widths = (DESKTOP, PHONE, TABLET) if arguments.matrix else (DESKTOP, PHONE)
     looks = [Look(width, scheme) for width in widths for scheme in SCHEMES]
-    paths = plan(arguments.html, listings=arguments.matrix)
+    paths = page_paths(arguments.html, listings=arguments.matrix)
     if arguments.names:
         paths = [path for path in paths if any(name in path for name in arguments.names)]
+    plan = Plan(arguments.html, paths, looks, not arguments.no_axe, arguments.screenshots)
     with serve(arguments.html) as origin:
-        pages = visit_all(executable, origin, arguments.html, paths, looks, arguments.screenshots)
-        verdicts = asyncio.run(pages)
+        verdicts = asyncio.run(visit_all(executable, origin, plan))
     broken = broken_links(arguments.html.resolve())
     return int(not report(verdicts, broken, time.perf_counter() - started))
 
