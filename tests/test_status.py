@@ -49,7 +49,7 @@ def book(tmp_path):
     (tmp_path / "chapters.toml").write_text(CHAPTERS)
     for name, seconds in (("01-dots", 12.34), ("02-lines", 7.0)):
         write_notebook(tmp_path / f"{name}.ipynb", "1 + 1")
-        status.add_run(tmp_path / f"{name}.ipynb", PROVENANCE, seconds, 2 * seconds)
+        status.add_run(tmp_path / f"{name}.ipynb", PROVENANCE, seconds, 1.2 * seconds)
     return tmp_path
 
 
@@ -62,7 +62,7 @@ def test_the_books_status_is_true():
 def test_measured_chapters_raise_no_complaint(book):
     assert status.find_problems(book) == []
     page = status.render(book)
-    assert "{doc}`1 <01-dots>`\n  - " in page and "\n  - 12\n  - 20\n  - 25\n" in page
+    assert "{doc}`1 <01-dots>`\n  - " in page and "\n  - 12\n  - 20\n  - 15\n" in page
     assert "No chapter has been measured on a GPU" in page
 
 
@@ -90,6 +90,12 @@ def test_new_code_forgets_measurements_of_the_old(book):
     assert set(status.read_status(book)["01-dots"]) == {"cpu"}
 
 
+def test_a_busy_machine_is_named_and_not_judged(book):
+    status.add_run(book / "01-dots.ipynb", PROVENANCE, 21.0, 40.0)
+    assert status.find_problems(book) == []
+    assert "  - 21 (busy)\n" in status.render(book)
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -97,7 +103,7 @@ def test_new_code_forgets_measurements_of_the_old(book):
         (lambda book: (book / "02-lines.ipynb").unlink(), "there is no such notebook"),
         (lambda book: write_notebook(book / "04-new.ipynb", "1"), "not in book/chapters.toml"),
         (
-            lambda book: status.add_run(book / "01-dots.ipynb", PROVENANCE, 20.1, 1.0),
+            lambda book: status.add_run(book / "01-dots.ipynb", PROVENANCE, 20.1, 20.2),
             "took 20.1 CPU-s on cpu, its budget is 20",
         ),
     ],
