@@ -23,7 +23,7 @@ export GPTHEORY_DEVICE ?= cpu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book serve test lint unit test-notebooks notebooks format ledger \
+.PHONY: help book pdf serve test lint unit test-notebooks notebooks format ledger \
         bench check-pages check-colab clean distclean
 
 help: ## list the targets
@@ -50,10 +50,13 @@ book: $(INSTALLED) ## build the book into _build/html (every warning is an error
 	@echo "The book:  $(HTML)/index.html"
 	@echo "Serve it:  $(PY) -m http.server --directory $(HTML) --bind 127.0.0.1 $(PORT)"
 
+pdf: $(PAGES) ## print the built book into _build/book.pdf (run `make book` first)
+	$(PY) tools/book_pdf.py $(BOOK_PDF)
+
 serve: book ## build the book and serve it on http://127.0.0.1:8000
 	$(PY) -m http.server --directory $(HTML) --bind 127.0.0.1 $(PORT)
 
-notebooks: $(INSTALLED) ## execute every notebook in place, then put it in normal form
+notebooks: $(INSTALLED) ## execute every notebook in place, measure it, put it in normal form
 	$(PY) tools/execute_notebooks.py $(NOTEBOOKS)
 
 ledger: $(INSTALLED) ## rewrite book/ledger.md from book/statements.toml and the markers
@@ -63,11 +66,14 @@ ledger: $(INSTALLED) ## rewrite book/ledger.md from book/statements.toml and the
 
 test: lint unit test-notebooks ## everything that must hold: lint, normal form, ledger, tests, notebooks
 
-lint: $(INSTALLED) ## style, formatting, notebooks in normal form, ledger up to date
+lint: $(INSTALLED) ## style, formatting, notebooks in normal form, generated pages up to date
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PY) tools/normalise_notebooks.py --check
 	$(PY) tools/ledger.py --check
+	$(PY) tools/status.py --check
+	$(PY) tools/chapter_map.py --check
+	$(PY) tools/cover.py --check
 
 unit: $(INSTALLED) ## the tests of the package, the tools and the book's hygiene
 	$(PY) -m pytest tests -n 2

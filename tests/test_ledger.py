@@ -18,6 +18,7 @@ id = "FDGWC Lemma 1"
 text = "Gradient descent converges."
 state = "proved"
 chapter = 1
+found = "the bound is sharp."
 
 [[statement]]
 id = "FDGWC Fig. 4a"
@@ -80,7 +81,9 @@ def test_page_links_code_tests_and_figures(root):
     page = ledger.render(ledger.read_book(root))
     assert "Code: {py:func}`~gptheory.unroll.descend`" in page
     assert "Code: {py:class}`~gptheory.unroll.Sweep`" in page
-    assert "Tests: *descends to the score*" in page
+    assert "Tests: `test_unroll`: *descends to the score*" in page
+    assert "*Found:* the bound is sharp." in page
+    assert "**proved** (1: 1 FDGWC)" in page
     assert "Shown in: {numref}`fig-rate`" in page
     assert "[chapter 1](01-descent.ipynb)" in page
 

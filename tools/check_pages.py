@@ -1,12 +1,15 @@
-"""Open every page of the built book in headless Chromium, in light and dark, and judge it.
+"""Open every page of the built book in headless Chromium, and judge it as readers see it.
 
-Checked: no console error, no failed request, no request that leaves this machine, every formula
-rendered, no WCAG 2.1 A/AA violation (axe), no page wider than its window, no broken internal
-link or anchor.
+Checked, on desktops and phones, in light and dark: no console error, no failed request, no request
+that leaves this machine, at most 3 MB a page, every formula rendered, no WCAG 2.1 A/AA violation
+(axe), no page wider than its window, no broken internal link or anchor; and that the front page can
+be read without JavaScript.
 
-    python tools/check_pages.py                       # the pages at desktop width
-    python tools/check_pages.py --matrix              # at phone and tablet width too
+    python tools/check_pages.py                       # desktop and phone
+    python tools/check_pages.py --matrix              # tablets and all source listings too
     python tools/check_pages.py --screenshots DIR     # keep a picture of each page
+    python tools/check_pages.py index status          # only pages with such a name
+    python tools/check_pages.py --no-axe              # all but accessibility: a quarter of the time
 """
 
 from __future__ import annotations
@@ -14,20 +17,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import shutil
+import gzip
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from axe_playwright_python.async_playwright import Axe
+from browser import CHROMIUM_FLAGS, find_chromium, serve
+from page_links import broken_links, site_pages
 from playwright.async_api import (
+    Browser,
     BrowserContext,
     ConsoleMessage,
     Page,
@@ -39,18 +40,19 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-DESKTOP = 1280
-WIDTHS = (390, 820, DESKTOP)
+DESKTOP, PHONE, TABLET = 1280, 390, 820
 SCHEMES = ("light", "dark")
-# The two schemes differ in colours alone, so the rules on structure are run once.
-AXE_RULES = {
-    "light": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]},
-    "dark": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]},
-}
+MAX_BYTES = 3_000_000  # of a page with all that it loads, as a host that compresses text sends it
+COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
+# Rules on colours are slow and the same for all that is alike (see ALIKE); those on structure are
+# quick, look at everything, and need no second scheme.
+COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
+STRUCTURE = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 PARALLEL = 2
+PATIENCE = 180_000  # milliseconds for any one step, on a busy machine
 SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
+FRONT_PAGE = "book/index.html"
 
 FORMULAS = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
@@ -74,99 +76,75 @@ UNFOLD = """async () => {
   document.querySelectorAll("button.toggle-button-hidden").forEach((fold) => fold.click());
   await new Promise((done) => setTimeout(done, 400));  // the theme reacts after 300 ms
 }"""
+# Code and formulas are thousands of pieces in a few colours: all but the first of each colour, on
+# each ground, are marked, for the rules on colours to pass over.
+ALIKE = """() => {
+  const seen = new Set();
+  for (const piece of document.querySelectorAll(".highlight span, mjx-container")) {
+    const ground = piece.closest("pre, td, th, figcaption, .admonition, .proof, details, main");
+    const look = [piece, ground].map((part) => part && getComputedStyle(part));
+    const colours = [look[0].color, look[1]?.backgroundColor];
+    const name = [piece.className, ground?.className, ...colours].join();
+    piece.toggleAttribute("data-alike", seen.has(name));
+    seen.add(name);
+  }
+}"""
 # A colour half-way through a transition is nobody's contrast.
 NO_MOTION = "*, ::before, ::after { transition: none !important; animation: none !important; }"
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WEARS_SCHEME = "(scheme) => document.documentElement.dataset.theme === scheme"
+# What a reader without scripts sees of the article: text that shows, pictures that show.
+WITHOUT_SCRIPTS = """() => {
+  const shows = (part) => part.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+  const parts = [...document.querySelectorAll("article :is(h1, h2, p, li, td, figcaption)")]
+    .filter((part) => part.textContent.trim() && !part.closest("thead"));
+  const pictures = [...document.querySelectorAll("article img")].filter(shows);
+  return {
+    hidden: parts.filter((part) => !shows(part)).map((part) => part.textContent.slice(0, 40)),
+    words: parts.filter(shows).map((part) => part.textContent).join(" ").split(/\\s+/).length,
+    pictures: pictures.filter((picture) => picture.naturalWidth).length,
+  };
+}"""
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One page at one width and in one colour scheme."""
+class Look:
+    """How a page is looked at: the width of the window and the colour scheme."""
 
-    path: str
     width: int
     scheme: str
 
-    @property
-    def name(self) -> str:
-        """File name for this visit's picture."""
-        return f"{self.path.removesuffix('.html').replace('/', '-')}-{self.width}-{self.scheme}"
+
+@dataclass(frozen=True)
+class Plan:
+    """What is looked at, and how."""
+
+    html: Path
+    paths: list[str]
+    looks: list[Look]
+    axe: bool = True
+    screenshots: Path | None = None
 
 
 @dataclass
 class Verdict:
-    """What was found on a visit; `failures` is empty when the page is good."""
+    """What was found on a page in one look; `failures` is empty when it is good."""
 
-    visit: Visit
+    path: str
+    look: Look
     formulas: int = 0
+    kilobytes: float = 0.0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
-
-# ---- links, without a browser ---------------------------------------------------------------
-
-
-class Links(HTMLParser):
-    """Collects what a page links to and the anchors that it offers."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.targets: list[str] = []
-        self.anchors: set[str] = {"", "top"}
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the attributes of one element."""
-        attributes = dict(attrs)
-        self.anchors |= {attributes[key] or "" for key in ("id", "name") if key in attributes}
-        for key in ("href", "src"):
-            if attributes.get(key) and not (tag == "link" and attributes.get("rel") == "preload"):
-                self.targets.append(attributes[key] or "")
-
-
-def site_pages(html: Path) -> list[Path]:
-    """The pages of the site; what lies under _static are the theme's templates."""
-    return [page for page in sorted(html.rglob("*.html")) if html / "_static" not in page.parents]
-
-
-def broken_links(html: Path) -> list[str]:
-    """Internal links of the site under `html` whose file or anchor does not exist."""
-    pages = {path: Links(path.read_text("utf-8")) for path in site_pages(html)}
-    broken = []
-    for page, links in pages.items():
-        for target in sorted(set(links.targets)):
-            url, anchor = urldefrag(urljoin(page.as_uri(), target))
-            if urlsplit(url).scheme != "file":
-                continue
-            path = Path(unquote(urlsplit(url).path))
-            path = path / "index.html" if path.is_dir() else path
-            known = pages[path].anchors if path in pages else {"", unquote(anchor)}
-            if not path.exists() or unquote(anchor) not in known:
-                broken.append(f"{page.relative_to(html)}: broken link {target}")
-    return broken
+    @property
+    def name(self) -> str:
+        """File name for a picture."""
+        page = self.path.removesuffix(".html").replace("/", "-")
+        return f"{page}-{self.look.width}-{self.look.scheme}"
 
 
 # ---- pages, in a browser --------------------------------------------------------------------
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves files without writing a line for each."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder on a free port of this machine."""
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder)
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
 
 
 def listen(page: Page, origin: str) -> list[str]:
@@ -205,10 +183,26 @@ async def formula_failures(page: Page, verdict: Verdict) -> list[str]:
     return failures
 
 
+@functools.cache
+def transfer_size(file: Path) -> int:
+    """Bytes that a host like GitHub Pages sends for a file: text is compressed on the way."""
+    content = file.read_bytes()
+    return len(gzip.compress(content, 6) if file.suffix in COMPRESSED else content)
+
+
+def weight_failures(requested: set[str], origin: str, html: Path, verdict: Verdict) -> list[str]:
+    """The size of all files that a page asked for: what a first visit transfers."""
+    names = {unquote(urlsplit(url).path) for url in requested if url.startswith(origin)}
+    files = [html / name.lstrip("/") for name in names]
+    size = sum(transfer_size(file) for file in files if file.is_file())
+    verdict.kilobytes = size / 1000
+    return [f"transfers {size / 1e6:.1f} MB"] if size > MAX_BYTES else []
+
+
 async def layout_failures(page: Page, width: int) -> list[str]:
     """A page is no wider than its window, and at desktop width every formula fits its column."""
     overflow, failures = await page.evaluate(OVERFLOW), []
-    if overflow > 1:
+    if overflow > 0:
         failures.append(f"{overflow} px wider than the window")
     if width >= DESKTOP:
         clipped = await page.evaluate(CLIPPED_FORMULAS)
@@ -225,10 +219,10 @@ async def search_failures(page: Page) -> list[str]:
     return []
 
 
-async def axe_failures(page: Page, scheme: str) -> list[str]:
-    """Violations of WCAG 2.1 A and AA."""
-    options = {"runOnly": AXE_RULES[scheme], "resultTypes": ["violations"]}
-    result = await Axe().run(page, options=options)
+async def run_axe(page: Page, rules: dict[str, object], **given: object) -> list[str]:
+    """Violations of some rules."""
+    options = {"runOnly": rules, "resultTypes": ["violations"], **given.pop("options", {})}
+    result = await Axe().run(page, options=options, **given)
     return [
         f"axe {found['id']}: {found['help']} ({len(found['nodes'])}x, "
         f"first {' '.join(map(str, found['nodes'][0]['target']))})"
@@ -236,53 +230,101 @@ async def axe_failures(page: Page, scheme: str) -> list[str]:
     ]
 
 
-async def judge(page: Page, origin: str, visit: Visit, screenshots: Path | None) -> Verdict:
-    """Visit one page and say what is wrong with it."""
-    verdict, started = Verdict(visit), time.perf_counter()
-    events = listen(page, origin)
-    query = f"?q={SEARCHED}" if visit.path == SEARCH_PAGE else ""
-    await page.goto(origin + visit.path + query, wait_until="load")
+async def axe_failures(page: Page, scheme: str) -> list[str]:
+    """Violations of WCAG 2.1 A and AA."""
+    await page.evaluate(ALIKE)
+    failures = await run_axe(page, COLOURS, context={"exclude": [["[data-alike]"]]})
+    if scheme == SCHEMES[0]:
+        no_colours = {"rules": {rule: {"enabled": False} for rule in COLOURS["values"]}}
+        failures += await run_axe(page, STRUCTURE, options=no_colours)
+    return failures
+
+
+async def open_page(page: Page, origin: str, html: Path, verdict: Verdict) -> None:
+    """Load a page, judge what does not depend on the look, and unfold all that is folded."""
+    events, requested = listen(page, origin), set()
+    page.on("request", lambda request: requested.add(request.url))
+    query = f"?q={SEARCHED}" if verdict.path == SEARCH_PAGE else ""
+    await page.goto(origin + verdict.path + query, wait_until="load")
     verdict.failures += await formula_failures(page, verdict)
-    verdict.failures += await layout_failures(page, visit.width)
-    if visit.path == SEARCH_PAGE:
+    verdict.failures += await layout_failures(page, verdict.look.width)
+    if verdict.path == SEARCH_PAGE:
         verdict.failures += await search_failures(page)
     await page.add_style_tag(content=NO_MOTION)
     await page.evaluate(UNFOLD)
-    if screenshots:
-        await page.screenshot(path=screenshots / f"{visit.name}.png", full_page=True)
     # Before axe: it reads files of its own accord, for which the page is not to blame.
     verdict.failures += dict.fromkeys(events)
-    verdict.failures += await axe_failures(page, visit.scheme)
-    verdict.seconds = time.perf_counter() - started
+    verdict.failures += weight_failures(requested, origin, html, verdict)
+
+
+async def put_on(page: Page, look: Look) -> list[str]:
+    """Give the window another width and another colour scheme, as a reader would."""
+    await page.set_viewport_size({"width": look.width, "height": 900})
+    await page.emulate_media(color_scheme=look.scheme)
+    try:
+        await page.wait_for_function(WEARS_SCHEME, arg=look.scheme, timeout=10_000)
+    except PlaywrightTimeout:
+        return [f"does not turn {look.scheme} when the reader asks for it"]
+    return []
+
+
+async def judge(page: Page, origin: str, path: str, plan: Plan) -> list[Verdict]:
+    """Load a page once, look at it in several ways, and say what is wrong with it."""
+    verdicts = [Verdict(path, look) for look in plan.looks]
+    for verdict in verdicts:
+        started, look = time.perf_counter(), verdict.look
+        if verdict is verdicts[0]:
+            await open_page(page, origin, plan.html, verdict)
+        verdict.failures += await put_on(page, look)
+        verdict.failures += await layout_failures(page, look.width)
+        if plan.screenshots:
+            await page.screenshot(path=plan.screenshots / f"{verdict.name}.png", full_page=True)
+        if plan.axe:
+            verdict.failures += await axe_failures(page, look.scheme)
+        verdict.seconds = time.perf_counter() - started
+    return verdicts
+
+
+async def judge_without_scripts(browser: Browser, origin: str, look: Look) -> Verdict:
+    """The front page has to be readable where JavaScript is off, all but its formulas."""
+    verdict = Verdict(f"{FRONT_PAGE}, no JavaScript", look)
+    context = await browser.new_context(
+        java_script_enabled=False,
+        color_scheme=look.scheme,
+        viewport={"width": look.width, "height": 900},
+    )
+    page = await context.new_page()
+    await page.goto(origin + FRONT_PAGE, wait_until="load")
+    seen = await page.evaluate(WITHOUT_SCRIPTS)
+    verdict.failures += [f"hidden without JavaScript: {words!r}" for words in seen["hidden"]]
+    if seen["words"] < 200 or seen["pictures"] != 1:
+        verdict.failures.append(f"shows {seen['words']} words and {seen['pictures']} pictures")
+    verdict.failures += await layout_failures(page, look.width)
+    await context.close()
     return verdict
 
 
-async def visit_all(
-    executable: str, origin: str, visits: list[Visit], screenshots: Path | None
-) -> list[Verdict]:
-    """Judge all visits, a few at a time; those that look alike share a browser cache."""
+async def visit_all(executable: str, origin: str, plan: Plan) -> list[Verdict]:
+    """Judge all pages, a few at a time."""
     gate = asyncio.Semaphore(PARALLEL)
 
-    async def one(context: BrowserContext, visit: Visit) -> Verdict:
+    async def one(context: BrowserContext, path: str) -> list[Verdict]:
         async with gate:
             page = await context.new_page()
-            verdict = await judge(page, origin, visit, screenshots)
+            verdicts = await judge(page, origin, path, plan)
             await page.close()
-            return verdict
+            return verdicts
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = await playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        first = plan.looks[0]
+        context = await browser.new_context(
+            color_scheme=first.scheme, viewport={"width": first.width, "height": 900}
         )
-        contexts = {
-            look: await browser.new_context(
-                color_scheme=look[1], viewport={"width": look[0], "height": 900}
-            )
-            for look in {(visit.width, visit.scheme) for visit in visits}
-        }
-        verdicts = await asyncio.gather(
-            *(one(contexts[visit.width, visit.scheme], visit) for visit in visits)
-        )
+        context.set_default_timeout(PATIENCE)
+        found = await asyncio.gather(*(one(context, path) for path in plan.paths))
+        verdicts = [verdict for page in found for verdict in page]
+        verdicts += [await judge_without_scripts(browser, origin, look) for look in plan.looks]
         await browser.close()
     return verdicts
 
@@ -290,8 +332,8 @@ async def visit_all(
 # ---- the command ----------------------------------------------------------------------------
 
 
-def plan(html: Path, widths: tuple[int, ...], listings: bool) -> list[Visit]:
-    """Every page of the site in both schemes, at each width.
+def page_paths(html: Path, listings: bool) -> list[str]:
+    """Every page of the site.
 
     Listings of source code are all made alike: one stands for them unless ``listings``.
     """
@@ -299,46 +341,39 @@ def plan(html: Path, widths: tuple[int, ...], listings: bool) -> list[Visit]:
     paths.remove("index.html")  # it only forwards to the book's
     if not listings:
         paths = [path for path in paths if not path.startswith(SOURCES) or path == A_SOURCE]
-    return [Visit(path, width, scheme) for path in paths for width in widths for scheme in SCHEMES]
+    return paths
 
 
 def report(verdicts: list[Verdict], broken: list[str], seconds: float) -> bool:
     """Print a table of the visits, then the failures; say whether all is well."""
-    print(f"{'page':44} {'width':>5} {'scheme':6} {'formulas':>8} {'s':>5}  verdict")
+    print(f"{'page':44} {'width':>5} {'scheme':6} {'formulas':>8} {'kB':>5} {'s':>5}  verdict")
     for verdict in verdicts:
-        visit, failures = verdict.visit, verdict.failures
+        look, failures = verdict.look, verdict.failures
+        loaded = f"{verdict.formulas:8} {verdict.kilobytes:5.0f}" if verdict.kilobytes else " " * 14
         word = f"{len(failures)} failures" if failures else "ok"
         print(
-            f"{visit.path:44} {visit.width:5} {visit.scheme:6} "
-            f"{verdict.formulas:8} {verdict.seconds:5.1f}  {word}"
+            f"{verdict.path:44} {look.width:5} {look.scheme:6} "
+            f"{loaded} {verdict.seconds:5.1f}  {word}"
         )
     failures = [
-        f"{v.visit.path} ({v.visit.width}, {v.visit.scheme}): {f}"
-        for v in verdicts
-        for f in v.failures
+        f"{v.path} ({v.look.width}, {v.look.scheme}): {f}" for v in verdicts for f in v.failures
     ] + broken
     for failure in failures:
         print(f"FAILED  {failure}")
     print(
-        f"{len(verdicts)} visits in {seconds:.0f} s, {len(broken)} broken links, "
+        f"{len(verdicts)} looks in {seconds:.0f} s, {len(broken)} broken links, "
         f"{len(failures)} failures"
     )
     return not failures
 
 
-def find_chromium(named: str | None) -> str:
-    """Path of the browser, or an exit that says how to get one."""
-    found = next(filter(None, map(shutil.which, [named] if named else CHROMIUM_NAMES)), None)
-    if found is None:
-        sys.exit("No Chromium found: pages NOT checked. On Debian: apt-get install chromium")
-    return found
-
-
 def main() -> int:
     """Check the built pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of pages' names; default: every page")
     parser.add_argument("--html", type=Path, default=HTML, help="folder of the built book")
     parser.add_argument("--matrix", action="store_true", help="all widths, all source listings")
+    parser.add_argument("--no-axe", action="store_true", help="without accessibility")
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each visit")
     parser.add_argument("--chromium", help="name or path of the browser")
     arguments = parser.parse_args()
@@ -347,10 +382,14 @@ def main() -> int:
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
     executable, started = find_chromium(arguments.chromium), time.perf_counter()
-    widths = WIDTHS if arguments.matrix else (DESKTOP,)
-    visits = plan(arguments.html, widths, listings=arguments.matrix)
+    widths = (DESKTOP, PHONE, TABLET) if arguments.matrix else (DESKTOP, PHONE)
+    looks = [Look(width, scheme) for width in widths for scheme in SCHEMES]
+    paths = page_paths(arguments.html, listings=arguments.matrix)
+    if arguments.names:
+        paths = [path for path in paths if any(name in path for name in arguments.names)]
+    plan = Plan(arguments.html, paths, looks, not arguments.no_axe, arguments.screenshots)
     with serve(arguments.html) as origin:
-        verdicts = asyncio.run(visit_all(executable, origin, visits, arguments.screenshots))
+        verdicts = asyncio.run(visit_all(executable, origin, plan))
     broken = broken_links(arguments.html.resolve())
     return int(not report(verdicts, broken, time.perf_counter() - started))
 
