@@ -20,11 +20,11 @@ from pathlib import Path
 import nbformat
 import otter
 import otter.assign
-from coursework import BUILT, COURSEWORK, masters
 from normalise_notebooks import to_text
+from problem_sets import BUILT, COURSEWORK, masters
 
 # Second cell of both versions. Its last string is filled once the tests have been written.
-GRADER_CELL = '''\
+GRADER_CELL = """\
 # The grader, and the tests that you may see (Colab opens a notebook without files beside it).
 import base64
 import io
@@ -43,7 +43,7 @@ if not Path("tests").exists():
 
 import otter
 
-grader = otter.Notebook()'''
+grader = otter.Notebook()"""
 ARCHIVE = "PUBLIC_TESTS"
 
 

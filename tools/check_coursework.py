@@ -15,73 +15,21 @@ code (tests/test_coursework.py sees to it), so it is enough to run the question 
 from __future__ import annotations
 
 import argparse
-import ast
-import base64
 import io
 import os
-import re
 import resource
 import sys
 import time
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from coursework import BUILT, ProblemSet, Question, masters, read_set
 from otter.api import grade_submission
 from otter.test_files.ok_test import OKTestFile
+from problem_sets import BUILT, ProblemSet, Question, leaks, masters, read_set
 
 MAX_CPU_SECONDS = 40  # for grading one solved notebook
-
-
-# ---- what students get ----------------------------------------------------------------------
-
-
-def given_to_students(folder: Path) -> str:
-    """All the text in a student folder, that of packed archives included."""
-    texts = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".ipynb":
-            cells = nbformat.read(path, as_version=4).cells
-            texts += [cell.source for cell in cells]
-        elif path.is_file():
-            texts.append(path.read_text(encoding="utf-8"))
-    for packed in re.findall(r'archive = "([\w+/=]+)"', "\n".join(texts)):
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed))) as archive:
-            texts += [archive.read(name).decode() for name in archive.namelist()]
-    return "\n".join(texts)
-
-
-def secrets(question: Question) -> list[str]:
-    """Lines that only hidden tests or the solution contain."""
-    hidden = [test for test in question.tests if test.hidden]
-    public = "\n".join(_as_written(test.source) for test in question.tests if not test.hidden)
-    lines = [line for test in hidden for line in _as_written(test.source).splitlines()]
-    kept = [line for line in lines if line not in public] + [test.message for test in hidden]
-    inside = re.findall(r"# BEGIN SOLUTION\n(.*?)# END SOLUTION", question.code, re.DOTALL)
-    kept += [line.strip() for block in inside for line in block.splitlines()]
-    kept += [line.strip() for line in question.text.splitlines()]
-    return [line for line in kept if len(line) > 12 and line not in question.prompt]
-
-
-def leaks(problem_set: ProblemSet) -> list[str]:
-    """Secrets that are found in the student version, one complaint each."""
-    given = given_to_students(BUILT / problem_set.path.stem / "student")
-    flat = re.sub(r"'\s*\n\s*'", "", given)  # pprint breaks long strings
-    return [
-        f"{question.name}: the student version contains {secret!r}"
-        for question in problem_set.questions
-        for secret in secrets(question)
-        if secret in given or secret in flat
-    ]
-
-
-def _as_written(source: str) -> str:
-    """Code in the form in which otter writes it into a test file."""
-    return ast.unparse(ast.parse(source))
 
 
 # ---- grading --------------------------------------------------------------------------------
@@ -99,10 +47,8 @@ def run_question(setup: dict[str, Any], question: Question, code: str, tests: Pa
     """Points of one answer, given as code: otter's test file in a fresh copy of the set-up."""
     environment = dict(setup)
     with redirect_stdout(io.StringIO()):
-        try:
+        with suppress(Exception):  # as in a notebook: a failing cell does not stop the grading
             exec(compile(code, question.name, "exec"), environment)
-        except Exception:  # as in a notebook, where a failing cell does not stop the grading
-            pass
         file = OKTestFile.from_file(str(tests / f"{question.name}.py"))
         file.run(environment)
     return file.score
@@ -136,7 +82,7 @@ def wrong_answers(problem_set: ProblemSet) -> list[str]:
 def check(path: Path) -> tuple[str, list[str]]:
     """Everything that must hold of one problem set: a line about it, and the complaints."""
     problem_set, started = read_set(path), time.perf_counter()
-    complaints = leaks(problem_set)
+    complaints = leaks(problem_set, BUILT / path.stem / "student")
     planned = {question.name: question.points for question in problem_set.autograded}
     solved = grade(problem_set, "autograder")
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)

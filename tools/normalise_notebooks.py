@@ -3,8 +3,8 @@
 A notebook in normal form says the same thing in the same bytes: no time stamps, no editor's
 metadata, cell ids made from the cells' text, execution counts 1, 2, 3, ..., and the canonical
 hidden first cell. A cell whose text and printed outputs are those of the committed version keeps
-its committed outputs, so that running a notebook again does not rewrite every picture in git. Problem
-sets (coursework/) are committed without outputs.
+its committed outputs, so that running a notebook again does not rewrite every picture in git.
+Problem sets (coursework/) are committed without outputs.
 
     python tools/normalise_notebooks.py            # rewrite book/*.ipynb, coursework/*.ipynb
     python tools/normalise_notebooks.py --check    # only tell, exit 1 when one is not normal

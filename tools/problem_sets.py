@@ -7,8 +7,12 @@ reference solution. This module needs nothing of otter.
 
 from __future__ import annotations
 
+import ast
+import base64
+import io
 import re
 import tomllib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,9 @@ HEADING = re.compile(
     r" · (?P<points>\d+) points: (?P<title>.+)$",
     re.MULTILINE,
 )
-TEST_CONFIG = re.compile(r'^"""\s*# BEGIN TEST CONFIG\n(.*?)^"""\s*# END TEST CONFIG\n', re.M | re.S)
+TEST_CONFIG = re.compile(
+    r'^"""\s*# BEGIN TEST CONFIG\n(.*?)^"""\s*# END TEST CONFIG\n', re.M | re.S
+)
 
 Cell = nbformat.NotebookNode
 
@@ -168,3 +174,50 @@ def _test(source: str) -> Test:
     code = source[config.end() :]
     hidden, message = settings.get("hidden", False), settings.get("failure_message", "")
     return Test(code, settings["points"], hidden, message)
+
+
+# ---- what students get ----------------------------------------------------------------------
+
+
+def given_to_students(folder: Path) -> str:
+    """All the text in a student folder, that of packed archives included."""
+    texts = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".ipynb":
+            cells = nbformat.read(path, as_version=4).cells
+            texts += [cell.source for cell in cells]
+        elif path.is_file():
+            texts.append(path.read_text(encoding="utf-8"))
+    for packed in re.findall(r'archive = "([\w+/=]+)"', "\n".join(texts)):
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed))) as archive:
+            texts += [archive.read(name).decode() for name in archive.namelist()]
+    return "\n".join(texts)
+
+
+def secrets(question: Question) -> list[str]:
+    """Lines that only hidden tests or the solution contain."""
+    hidden = [test for test in question.tests if test.hidden]
+    public = "\n".join(_as_written(test.source) for test in question.tests if not test.hidden)
+    lines = [line for test in hidden for line in _as_written(test.source).splitlines()]
+    kept = [line for line in lines if line not in public] + [test.message for test in hidden]
+    inside = re.findall(r"# BEGIN SOLUTION\n(.*?)# END SOLUTION", question.code, re.DOTALL)
+    kept += [line.strip() for block in inside for line in block.splitlines()]
+    kept += [line.strip() for line in question.text.splitlines()]
+    return [line for line in kept if len(line) > 12 and line not in question.prompt]
+
+
+def leaks(problem_set: ProblemSet, folder: Path) -> list[str]:
+    """Secrets that are found in a student folder, one complaint each."""
+    given = given_to_students(folder)
+    flat = re.sub(r"'\s*\n\s*'", "", given)  # pprint breaks long strings
+    return [
+        f"{question.name}: the student version contains {secret!r}"
+        for question in problem_set.questions
+        for secret in secrets(question)
+        if secret in given or secret in flat
+    ]
+
+
+def _as_written(source: str) -> str:
+    """Code in the form in which otter writes it into a test file."""
+    return ast.unparse(ast.parse(source))
