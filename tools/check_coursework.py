@@ -6,88 +6,80 @@ For every set that tools/build_coursework.py made:
 
 - the student version holds no solution, no rubric and no hidden test;
 - graded by `otter run`, the reference solution earns every point and the blank version none;
-- every wrong answer of NAME.toml earns exactly the points that are planned for it.
-
-Wrong answers run in this process, with otter's own test files. Questions do not use each other's
-code (tests/test_coursework.py sees to it), so it is enough to run the question that was changed.
+- so do notebooks that are handed in with wrong answers: each of NAME.toml earns exactly the points
+  that are planned for it. The k-th notebook has the k-th wrong answer to every question, which is
+  fair because questions do not use each other's code (tests/test_coursework.py sees to it).
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import resource
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
 
+import nbformat
 from otter.api import grade_submission
-from otter.test_files.ok_test import OKTestFile
-from problem_sets import BUILT, ProblemSet, Question, leaks, masters, read_set
+from problem_sets import BUILT, ProblemSet, Wrong, leaks, masters, read_set
 
 MAX_CPU_SECONDS = 40  # for grading one solved notebook
 
 
-# ---- grading --------------------------------------------------------------------------------
-
-
-def grade(problem_set: ProblemSet, version: str) -> dict[str, float]:
-    """Points of each autograded question, from `otter run` on the version that was built."""
-    folder = BUILT / problem_set.path.stem
-    notebook, archive = folder / version / problem_set.path.name, folder / "autograder.zip"
+def grade(problem_set: ProblemSet, notebook: Path) -> dict[str, float]:
+    """Points of each question with tests, from `otter run`."""
+    archive = BUILT / problem_set.path.stem / "autograder.zip"
     results = grade_submission(str(notebook), str(archive), quiet=True)
     return {name: file.score for name, file in results.results.items()}
 
 
-def run_question(setup: dict[str, Any], question: Question, code: str, tests: Path) -> float:
-    """Points of one answer, given as code: otter's test file in a fresh copy of the set-up."""
-    environment = dict(setup)
-    with redirect_stdout(io.StringIO()):
-        with suppress(Exception):  # as in a notebook: a failing cell does not stop the grading
-            exec(compile(code, question.name, "exec"), environment)
-        file = OKTestFile.from_file(str(tests / f"{question.name}.py"))
-        file.run(environment)
-    return file.score
+def hand_in(problem_set: ProblemSet, answers: dict[str, str], folder: Path) -> Path:
+    """A student's notebook: the blank version, with answers above the cells that check them."""
+    blank = BUILT / problem_set.path.stem / "student" / problem_set.path.name
+    notebook = nbformat.read(blank, as_version=4)
+    checks = {cell.source: index for index, cell in enumerate(notebook.cells)}
+    for name, code in answers.items():
+        notebook.cells[checks[f'grader.check("{name}")'] - 1].source = code
+    nbformat.write(notebook, folder / problem_set.path.name)
+    return folder / problem_set.path.name
 
 
-def set_up(problem_set: ProblemSet) -> dict[str, Any]:
-    """The names that a set defines before its first question."""
-    environment: dict[str, Any] = {"__name__": "__main__"}
-    for cell in problem_set.setup:
-        if cell.cell_type == "code" and "remove-cell" not in cell.metadata.get("tags", []):
-            exec(compile(cell.source, "set-up", "exec"), environment)
-    return environment
+def hands(problem_set: ProblemSet) -> list[list[Wrong]]:
+    """The wrong answers as whole submissions: the first to every question, the second, ..."""
+    names = [question.name for question in problem_set.autograded]
+    piles = [[w for w in problem_set.wrong if w.question == name] for name in names]
+    return [[p[k] for p in piles if k < len(p)] for k in range(max(map(len, piles)))]
 
 
 def wrong_answers(problem_set: ProblemSet) -> list[str]:
     """Wrong answers that do not earn what is planned, one complaint each."""
-    questions = {question.name: question for question in problem_set.questions}
-    tests = BUILT / problem_set.path.stem / "autograder" / "tests"
-    setup, complaints = set_up(problem_set), []
-    for wrong in problem_set.wrong:
-        question = questions[wrong.question]
-        earned = run_question(setup, question, wrong.answer(question.code), tests)
-        if earned != wrong.earns:
-            complaints.append(
-                f"{question.name}: {earned:g} of {question.points} points, planned"
-                f" {wrong.earns:g}, for: {wrong.misconception}"
-            )
+    questions, complaints = {q.name: q for q in problem_set.autograded}, []
+    for hand in hands(problem_set):
+        answers = {wrong.question: wrong.answer(questions[wrong.question].code) for wrong in hand}
+        with tempfile.TemporaryDirectory() as folder:
+            earned = grade(problem_set, hand_in(problem_set, answers, Path(folder)))
+        complaints += [
+            f"{wrong.question}: {earned[wrong.question]:g} of"
+            f" {questions[wrong.question].points} points, planned {wrong.earns:g}, for:"
+            f" {wrong.misconception}"
+            for wrong in hand
+            if earned[wrong.question] != wrong.earns
+        ]
     return complaints
 
 
 def check(path: Path) -> tuple[str, list[str]]:
     """Everything that must hold of one problem set: a line about it, and the complaints."""
     problem_set, started = read_set(path), time.perf_counter()
-    complaints = leaks(problem_set, BUILT / path.stem / "student")
-    planned = {question.name: question.points for question in problem_set.autograded}
-    solved = grade(problem_set, "autograder")
+    built, planned = BUILT / path.stem, {q.name: q.points for q in problem_set.autograded}
+    complaints = leaks(problem_set, built / "student")
+    solved = grade(problem_set, built / "autograder" / path.name)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = usage.ru_utime + usage.ru_stime
-    blank = grade(problem_set, "student")
+    blank = grade(problem_set, built / "student" / path.name)
     if solved != planned:
         complaints.append(f"the reference solution earns {solved}, not {planned}")
     if blank != dict.fromkeys(planned, 0):
