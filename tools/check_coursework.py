@@ -4,7 +4,8 @@
 
 For every set that tools/build_coursework.py made:
 
-- the student version holds no solution, no rubric and no hidden test;
+- the student version holds no solution, no rubric and no hidden test, and finds its public tests
+  where Colab would open it, without the files beside it;
 - graded by `otter run`, the reference solution earns every point and the blank version none;
 - so do notebooks that are handed in with wrong answers: each of NAME.toml earns exactly the points
   that are planned for it. The k-th notebook has the k-th wrong answer to every question, which is
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +29,30 @@ from otter.api import grade_submission
 from problem_sets import BUILT, ProblemSet, Wrong, leaks, masters, read_set
 
 MAX_CPU_SECONDS = 40  # for grading one solved notebook
+
+# Runs the first two cells of a student notebook in an empty folder, then the public tests.
+COLAB = """
+import sys
+import nbformat
+from otter.check.utils import IPythonInterpreter
+
+type(IPythonInterpreter.COLAB.value).running = lambda self: "Colab" in self.display_name
+for cell in nbformat.read(sys.argv[1], as_version=4).cells[:2]:
+    exec(cell.source, globals())
+assert grader.interpreter is IPythonInterpreter.COLAB
+for name in sys.argv[2:]:
+    assert len(grader.check(name, {}).test_cases) >= 1
+"""
+
+
+def opens_alone(problem_set: ProblemSet) -> list[str]:
+    """What goes wrong where there is only the notebook, and otter takes the place for Colab."""
+    notebook = BUILT / problem_set.path.stem / "student" / problem_set.path.name
+    names = [question.name for question in problem_set.autograded]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", COLAB, notebook, *names]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return [f"on Colab: {done.stderr.strip()}"] if done.returncode else []
 
 
 def grade(problem_set: ProblemSet, notebook: Path) -> dict[str, float]:
@@ -86,13 +112,22 @@ def check(path: Path) -> tuple[str, list[str]]:
         complaints.append(f"the blank version earns {blank}")
     if cpu > MAX_CPU_SECONDS:
         complaints.append(f"grading takes {cpu:.0f} CPU-seconds, at most {MAX_CPU_SECONDS}")
-    complaints += wrong_answers(problem_set)
+    complaints += opens_alone(problem_set) + wrong_answers(problem_set)
     line = (
         f"{path.stem}: solution {sum(solved.values()):g} of {sum(planned.values()):g}, blank"
         f" {sum(blank.values()):g}, {len(problem_set.wrong)} wrong answers; grading"
         f" {cpu:.0f} CPU-s, all {time.perf_counter() - started:.0f} s"
     )
     return line, complaints
+
+
+def quiet_kernels(folder: Path) -> None:
+    """Give kernels settings of their own: no word about transports, nothing of the user's."""
+    profile = folder / "profile_default"
+    profile.mkdir()
+    settings = '{"IPKernelApp": {"log_level": 40}}'
+    (profile / "ipython_kernel_config.json").write_text(settings, encoding="utf-8")
+    os.environ["IPYTHONDIR"] = str(folder)
 
 
 def main() -> int:
@@ -104,7 +139,11 @@ def main() -> int:
     os.environ.setdefault("MPLBACKEND", "agg")
     paths = [p for p in masters() if not arguments.sets or p.stem in arguments.sets]
     failed = False
-    with ProcessPoolExecutor(arguments.workers, max_tasks_per_child=1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(arguments.workers, max_tasks_per_child=1) as pool,
+    ):
+        quiet_kernels(Path(folder))
         for line, complaints in pool.map(check, paths):
             print(line, flush=True)
             for complaint in complaints:
