@@ -8,6 +8,8 @@ VENV      := .venv
 PY        := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PAGES     := $(VENV)/.installed-pages
+COURSE    := .venv-coursework
+GRADER    := $(COURSE)/.installed
 HTML      := _build/html
 NOTEBOOKS  = $(wildcard book/*.ipynb)
 PORT      ?= 8000
@@ -23,11 +25,11 @@ export GPTHEORY_DEVICE ?= cpu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book pdf serve test lint unit test-notebooks notebooks format ledger \
-        bench check-pages check-colab clean distclean
+.PHONY: help book pdf serve test lint unit test-notebooks notebooks format ledger bench \
+        check-pages check-colab coursework check-coursework clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- set-up ---------------------------------------------------------------------------------
 
@@ -41,10 +43,21 @@ $(PAGES): tools/requirements-pages.txt $(INSTALLED)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# The grader pins packages of its own, so it has its own environment. That one reads the packages
+# of .venv too (torch is not installed twice) and this package from src/; the kernel is its own.
+$(GRADER): coursework/requirements.txt $(INSTALLED)
+	@test -x $(COURSE)/bin/python || $(PY) -m venv $(COURSE)
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    { $(PY) -c "$$site"; echo "$(CURDIR)/src"; } > "$$($(COURSE)/bin/python -c "$$site")/book.pth"
+	$(COURSE)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(COURSE)/bin/python -m ipykernel install --sys-prefix >/dev/null
+	@touch $@
+
 # ---- the book -------------------------------------------------------------------------------
 
 book: $(INSTALLED) ## build the book into _build/html (every warning is an error)
-	@rm -rf _build   # an incremental build forgets the warnings of unchanged pages, and old pages stay
+	@# an incremental build forgets the warnings of unchanged pages, and old pages stay
+	@test ! -d _build || find _build -mindepth 1 -maxdepth 1 ! -name coursework -exec rm -rf {} +
 	$(VENV)/bin/jupyter-book build . -W --keep-going -n --builder html
 	@echo
 	@echo "The book:  $(HTML)/index.html"
@@ -96,6 +109,14 @@ check-pages: $(PAGES) ## check every built page in headless Chromium (run `make 
 check-colab: $(INSTALLED) ## run the notebooks where torch is installed and the package is not
 	$(PY) tools/check_colab.py $(CHECK_COLAB)
 
+# ---- the classroom --------------------------------------------------------------------------
+
+coursework: $(GRADER) ## make the student and autograder versions of the problem sets
+	$(COURSE)/bin/python tools/build_coursework.py
+
+check-coursework: coursework ## prove that the problem sets grade as planned
+	$(COURSE)/bin/python tools/check_coursework.py
+
 # ---- cleaning -------------------------------------------------------------------------------
 
 clean: ## remove what was built, keep the environment
@@ -103,4 +124,4 @@ clean: ## remove what was built, keep the environment
 	find src tests tools book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment too
-	rm -rf $(VENV) src/*.egg-info
+	rm -rf $(VENV) $(COURSE) src/*.egg-info

@@ -4,8 +4,9 @@ A notebook in normal form says the same thing in the same bytes: no time stamps,
 metadata, cell ids made from the cells' text, execution counts 1, 2, 3, ..., and the canonical
 hidden first cell. A cell whose text and printed outputs are those of the committed version keeps
 its committed outputs, so that running a notebook again does not rewrite every picture in git.
+Problem sets (coursework/) are committed without outputs.
 
-    python tools/normalise_notebooks.py            # rewrite book/*.ipynb
+    python tools/normalise_notebooks.py            # rewrite book/*.ipynb, coursework/*.ipynb
     python tools/normalise_notebooks.py --check    # only tell, exit 1 when one is not normal
 """
 
@@ -30,6 +31,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
+COURSEWORK = ROOT / "coursework"
 
 Cell = nbformat.NotebookNode
 Notebook = nbformat.NotebookNode
@@ -211,6 +213,15 @@ def normalise(notebook: Notebook, url: str, committed: Notebook | None = None) -
     )
 
 
+def normalise_master(notebook: Notebook, url: str) -> Notebook:
+    """Return the normal form of a problem set: that of a chapter which has not been run."""
+    notebook = normalise(notebook, url)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 def to_text(notebook: Notebook) -> str:
     """The bytes of a notebook: valid, sorted keys, one trailing newline."""
     nbformat.validate(notebook)
@@ -231,18 +242,20 @@ def committed_version(path: Path) -> Notebook | None:
 def normal_text(path: Path, url: str) -> str:
     """What the file at `path` should hold."""
     notebook = nbformat.read(path, as_version=4)
+    if path.resolve().parent == COURSEWORK:
+        return to_text(normalise_master(notebook, url))
     return to_text(normalise(notebook, url, committed_version(path)))
 
 
 def main() -> int:
     """Rewrite the notebooks that are not in normal form, or only name them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: book/*.ipynb")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if needed")
     arguments = parser.parse_args()
     url = repository_url()
     changed = []
-    for path in arguments.notebooks or sorted(BOOK.glob("*.ipynb")):
+    for path in arguments.notebooks or sorted([*BOOK.glob("*.ipynb"), *COURSEWORK.glob("*.ipynb")]):
         text = normal_text(path, url)
         if text != path.read_text(encoding="utf-8"):
             changed.append(path)
