@@ -150,8 +150,8 @@ def test_rows_come_in_the_order_of_the_grid_once_each(table, tmp_path):
 def test_finished_cells_are_not_computed_again(table, tmp_path, monkeypatch):
     sweep(cells()[:3], tmp_path)  # part of a group
     computed = []
-    original = module.assess
-    monkeypatch.setattr(module, "assess", lambda s, c: computed.append(c) or original(s, c))
+    original = Cell.assess
+    monkeypatch.setattr(Cell, "assess", lambda c, s: computed.append(c) or original(c, s))
     with pytest.raises(FileNotFoundError, match="run the sweep first"):
         collect(cells(), tmp_path)
     assert sweep(cells(), tmp_path).equals(table)
@@ -233,8 +233,8 @@ def test_killed_sweeps_repeat_no_finished_cell_and_give_the_same_table(
     finished = {c for c in cells() if (tmp_path / f"{c.name}.json").exists()}
     assert len(finished) == KILLS[kill][2]
     computed, trained = [], []
-    assess_one, train_group = module.assess, module.fit_ensemble
-    monkeypatch.setattr(module, "assess", lambda s, c: computed.append(c) or assess_one(s, c))
+    assess_one, train_group = Cell.assess, module.fit_ensemble
+    monkeypatch.setattr(Cell, "assess", lambda c, s: computed.append(c) or assess_one(c, s))
     monkeypatch.setattr(
         module, "fit_ensemble", lambda m, c: trained.append(len(m)) or train_group(m, c)
     )
