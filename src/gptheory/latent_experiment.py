@@ -6,7 +6,7 @@ All parts are grids of :class:`LatentCell`; they share one folder, one table, on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -262,3 +262,86 @@ class LatentStudy:
             for cell in grid(LatentCell, **axes):
                 cells.setdefault(cell, part)
         return cells
+
+
+SEEDS = [0, 1, 2, 3]
+LONG = {"steps": 800}
+
+LATENT = {
+    "quick": LatentStudy(
+        {
+            "samples": {"n": [64, 256, None], "seed": [0, 1], "steps": 100},
+            "ambient": {"ambient_dim": [16, 128], "seed": [0, 1], "steps": 100},
+        }
+    ),
+    "paper": LatentStudy(
+        {
+            "budget": {"steps": [100, 200, 400, 800, 1600], "n": [64, None], "seed": SEEDS},
+            "ambient": {"ambient_dim": [16, 32, 64, 128, 256], "seed": SEEDS, **LONG},
+            "samples": {
+                "n": [16, 32, 64, 128, 256, 512, 1024, None], "seed": SEEDS, **LONG,
+            },
+            "noisy": {
+                "n": [64, 256, 1024, 4096, None], "noise": 0.5, "law": "gaussian",
+                "seed": SEEDS, **LONG,
+            },
+            "laws": {"law": ["mixture", "gaussian", "sequence"], "seed": SEEDS},
+            # the same budget without an encoder; learning rates for each kind of network
+            "latent rates": {"learning_rate": [5e-3, 1e-2, 2e-2], "seed": SEEDS[:3]},
+            "full rates": {
+                "network": ["full", "full-skip"], "tokens": [1, 4, 8],
+                "learning_rate": [4e-3, 8e-3, 1.6e-2, 3.2e-2], "seed": SEEDS[:3],
+            },
+            # the best network found, for every latent dimension
+            "approximation": {
+                "latent_dim": [2, 4, 8, 16, 32], "hidden": [16, 32, 64],
+                "learning_rate": [5e-3, 1e-2], "seed": SEEDS[:2], **LONG,
+            },
+        }
+    ),
+}  # fmt: skip
+
+
+def latent_study(
+    settings: LatentStudy, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """The table of the sweep as a stored result.
+
+    Source: HWLSL Theorem 3.1; HWLSL Theorem 3.2; HWLSL Corollary 3.2.1.
+
+    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says. Takes and returns
+    what :func:`gptheory.experiments.figure1` does.
+    """
+    cells = settings.cells()
+    sweep(cells, folder / name, show_progress=show)
+    table = collect(cells, folder / name, seconds=True).astype({"n": float})
+    table.insert(0, "part", list(cells.values()))
+    seconds = float(table["seconds"].sum())
+    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
+    record = {"format": LatentCell.FORMAT, "parts": {k: dict(v) for k, v in settings.parts.items()}}
+    slim = table.drop(columns=["seconds"])
+    return save_result(
+        folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
+    )
+
+
+def cells_like(table: pd.DataFrame, free: tuple[str, ...] = ("seed",), **given: Any) -> pd.DataFrame:
+    """The rows of a sweep that are as the default cell but for what is named.
+
+    Args:
+        table: of a sweep of latent cells.
+        free: columns that may have any value.
+        given: column -> the value it must have instead of the default's.
+
+    Raises:
+        ValueError: if there is no such row.
+    """
+    rows = table
+    for name, default in asdict(LatentCell()).items():
+        if name in free or name not in table.columns:
+            continue
+        value = given.get(name, default)
+        rows = rows[rows[name].isna()] if value is None else rows[rows[name] == value]
+    if rows.empty:
+        raise ValueError(f"no cell of the sweep has {given} with {', '.join(free)} free")
+    return rows
