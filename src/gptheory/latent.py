@@ -16,7 +16,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .diffusion import alpha, levels, sigma
+from .diffusion import alpha, levels
 from .mixture import GaussianMixture
 from .precondition import ScoreNetwork
 from .process import GaussianProcess
@@ -372,7 +372,8 @@ def _require_sizes(ambient_dim: int, latent_dim: int) -> None:
     require_count("the latent dimension", latent_dim)
     if latent_dim > ambient_dim:
         raise ValueError(
-            f"the latent dimension must be at most the ambient one, got {latent_dim} > {ambient_dim}"
+            "the latent dimension must be at most the ambient one, got"
+            f" {latent_dim} > {ambient_dim}"
         )
 
 

@@ -325,7 +325,9 @@ def latent_study(
     )
 
 
-def cells_like(table: pd.DataFrame, free: tuple[str, ...] = ("seed",), **given: Any) -> pd.DataFrame:
+def cells_like(
+    table: pd.DataFrame, free: tuple[str, ...] = ("seed",), **given: Any
+) -> pd.DataFrame:
     """The rows of a sweep that are as the default cell but for what is named.
 
     Args:

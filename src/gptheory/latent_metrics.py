@@ -10,7 +10,7 @@ from torch import Tensor
 from .diffusion import half_log_snr, perturb, sigma, stratified_steps
 from .latent import SubspaceData
 from .score import Score
-from .validation import require_count, require_sequences
+from .validation import require_count, require_positive, require_sequences
 
 STEPS = (0.02, 4.0)  # diffusion steps of trainings and errors in chapter 9, T_0 and T
 
@@ -141,3 +141,31 @@ def expected_pca_error(variances: Tensor, noise: float, ambient_dim: int, n: int
     require_count("n", n)
     terms = noise**2 * (variances + noise**2) / variances**2
     return (2 * (ambient_dim - len(variances)) / n * terms.sum()).item()
+
+
+def log_rate(n: float, epsilon: float, length: int) -> float:
+    r"""Natural logarithm of the rate of Theorem 3.2,
+
+    .. math:: \xi(n, \varepsilon, L) = n^{-1/3}\,2^{(1/\varepsilon)^{2L}} + n^{-1/3}
+              + \varepsilon^2,
+
+    which overflows without it. For every ε, :math:`\xi \ge \min(1, (3/\log_2 n)^{1/L})`: either ε²
+    is at least that large, or the first term exceeds 1.
+    Source: HWLSL Definition 3.4; HWLSL Remark 3.4.
+
+    Args:
+        n: samples, >= 1.
+        epsilon: ε > 0, accuracy of the approximation.
+        length: L, tokens of the latent.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    require_positive("epsilon", epsilon)
+    require_count("length", length)
+    if not n >= 1:
+        raise ValueError(f"n must be at least 1, got {n!r}")
+    base = -math.log(n) / 3
+    terms = (base + math.log(2) * epsilon ** (-2 * length), base, 2 * math.log(epsilon))
+    top = max(terms)
+    return top + math.log(sum(math.exp(term - top) for term in terms))
