@@ -289,13 +289,17 @@ LATENT = {
             # the same budget without an encoder; learning rates for each kind of network
             "latent rates": {"learning_rate": [5e-3, 1e-2, 2e-2], "seed": SEEDS[:3]},
             "full rates": {
-                "network": ["full", "full-skip"], "tokens": [1, 4, 8],
+                "network": "full-skip", "tokens": [1, 4, 8],
                 "learning_rate": [4e-3, 8e-3, 1.6e-2, 3.2e-2], "seed": SEEDS[:3],
+            },
+            "full rates, no skip": {
+                "network": "full", "tokens": 4, "learning_rate": [8e-3, 1.6e-2, 3.2e-2],
+                "seed": SEEDS[:3],
             },
             # the best network found, for every latent dimension
             "approximation": {
-                "latent_dim": [2, 4, 8, 16, 32], "hidden": [16, 32, 64],
-                "learning_rate": [5e-3, 1e-2], "seed": SEEDS[:2], **LONG,
+                "latent_dim": [2, 4, 8, 16, 32], "hidden": [16, 32, 64], "seed": SEEDS[:3],
+                **LONG,
             },
         }
     ),
