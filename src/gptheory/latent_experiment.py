@@ -286,6 +286,7 @@ LATENT = {
                 "seed": SEEDS, **LONG,
             },
             "laws": {"law": ["mixture", "gaussian", "sequence"], "seed": SEEDS},
+            "bar": {"batch_size": 128, "seed": SEEDS},
             # the same budget without an encoder; learning rates for each kind of network
             "latent rates": {"learning_rate": [5e-3, 1e-2, 2e-2], "seed": SEEDS[:3]},
             "full rates": {
