@@ -143,7 +143,7 @@ def network(tokens: int = 2, dim: int = 2, seed: int = 0, **options) -> DiT:
     return DiT(dim, tokens, 16, 2, 1, generator=seeded(seed), **options)
 
 
-@pytest.mark.statement("HWLSL Definition 3.3", "HWLSL Definition 3.1")
+@pytest.mark.statement("HWLSL Definition 3.3", "HWLSL Definition 3.1", "HWLSL Fig. 1")
 @pytest.mark.parametrize("tokens", [1, 2, 4])
 def test_with_the_true_encoder_and_latent_score_it_is_exact(tokens):
     own = data()

@@ -153,11 +153,14 @@ def test_rate_is_the_formula(n, epsilon, length):
 
 
 @pytest.mark.statement("HWLSL Remark 3.4")
-@given(st.floats(10, 1e300), st.floats(0.02, 3.0), st.integers(1, 16))
-def test_no_accuracy_makes_the_rate_small(n, epsilon, length):
-    """ξ >= min(1, (3/log2 n)^(1/L)), whatever ε."""
-    floor = min(1.0, (3 / math.log2(n)) ** (1 / length))
-    assert_at_most(math.log(floor), log_rate(n, epsilon, length))
+@given(st.floats(8, 1e300), st.floats(0.02, 3.0), st.integers(1, 16))
+def test_the_rate_at_its_best_accuracy(n, epsilon, length):
+    """Between (3/log2 n)^(1/L), whatever ε, and (6/log2 n)^(1/L) + 2 n^(−1/6), for one ε."""
+    bits = math.log2(n)
+    assert_at_most(math.log(3 / bits) / length, log_rate(n, epsilon, length))
+    good = (6 / bits) ** (1 / (2 * length))
+    bound = (6 / bits) ** (1 / length) + 2 * n ** (-1 / 6)
+    assert_at_most(log_rate(n, good, length), math.log(bound))
 
 
 @pytest.mark.parametrize(

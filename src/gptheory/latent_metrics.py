@@ -149,8 +149,9 @@ def log_rate(n: float, epsilon: float, length: int) -> float:
     .. math:: \xi(n, \varepsilon, L) = n^{-1/3}\,2^{(1/\varepsilon)^{2L}} + n^{-1/3}
               + \varepsilon^2,
 
-    which overflows without it. For every ε, :math:`\xi \ge \min(1, (3/\log_2 n)^{1/L})`: either ε²
-    is at least that large, or the first term exceeds 1.
+    which overflows without it. Even at the best ε it vanishes only as a power of 1/log n:
+    :math:`(3/\log_2 n)^{1/L} \le \min_\varepsilon \xi \le (6/\log_2 n)^{1/L} + 2n^{-1/6}` for
+    n >= 8 (chapter 9 has the proof).
     Source: HWLSL Definition 3.4; HWLSL Remark 3.4.
 
     Args:
