@@ -291,11 +291,11 @@ LATENT = {
             "latent rates": {"learning_rate": [5e-3, 1e-2, 2e-2], "seed": SEEDS[:3]},
             "full rates": {
                 "network": "full-skip", "tokens": [1, 4, 8],
-                "learning_rate": [4e-3, 8e-3, 1.6e-2, 3.2e-2], "seed": SEEDS[:3],
+                "learning_rate": [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2], "seed": SEEDS[:3],
             },
             "full rates, no skip": {
-                "network": "full", "tokens": 4, "learning_rate": [8e-3, 1.6e-2, 3.2e-2],
-                "seed": SEEDS[:3],
+                "network": "full", "tokens": 4,
+                "learning_rate": [8e-3, 1.6e-2, 3.2e-2, 6.4e-2], "seed": SEEDS[:3],
             },
             # the best network found, for every latent dimension
             "approximation": {
