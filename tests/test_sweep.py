@@ -181,6 +181,13 @@ def test_unusable_files_are_computed_again_and_reported(damage, table, tmp_path)
     assert again.equals(table)
 
 
+def test_a_group_that_another_sweep_has_finished_is_left_alone(tmp_path):
+    """Two sweeps may share a folder: what is missing is looked up again before work starts."""
+    group = tuple(grid(estimator="stationary", n=[4, 8], **SMALL))
+    assert set(module._run_group(group, tmp_path)) == set(group)
+    assert module._run_group(group, tmp_path) == []
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(module, "_run_group", lambda *_: pytest.fail("it worked"))

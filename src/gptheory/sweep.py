@@ -145,6 +145,8 @@ def _groups(cells: Sequence[SweepCell]) -> list[tuple[SweepCell, ...]]:
 def _run_group(group: tuple[SweepCell, ...], folder: Path) -> list[SweepCell]:
     """Compute and store the missing cells of a group; returns them."""
     missing = [cell for cell in group if _stored(folder, cell) is None]
+    if not missing:  # another sweep in the same folder was faster
+        return []
     # weights outlive a kill until every cell has its file: no finished cell is trained again
     path = folder / f"{digest([cell.name for cell in group])[:20]}.weights"
     with _one_thread():
