@@ -150,8 +150,8 @@ def test_rows_come_in_the_order_of_the_grid_once_each(table, tmp_path):
 def test_finished_cells_are_not_computed_again(table, tmp_path, monkeypatch):
     sweep(cells()[:3], tmp_path)  # part of a group
     computed = []
-    original = module.assess
-    monkeypatch.setattr(module, "assess", lambda s, c: computed.append(c) or original(s, c))
+    original = Cell.assess
+    monkeypatch.setattr(Cell, "assess", lambda c, s: computed.append(c) or original(c, s))
     with pytest.raises(FileNotFoundError, match="run the sweep first"):
         collect(cells(), tmp_path)
     assert sweep(cells(), tmp_path).equals(table)
@@ -179,6 +179,13 @@ def test_unusable_files_are_computed_again_and_reported(damage, table, tmp_path)
     with pytest.warns(UserWarning, match=rf"1 files in .* {path.name} among them"):
         again = sweep(cells(), tmp_path)
     assert again.equals(table)
+
+
+def test_a_group_that_another_sweep_has_finished_is_left_alone(tmp_path):
+    """Two sweeps may share a folder: what is missing is looked up again before work starts."""
+    group = tuple(grid(estimator="stationary", n=[4, 8], **SMALL))
+    assert set(module._run_group(group, tmp_path)) == set(group)
+    assert module._run_group(group, tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path, monkeypatch):
@@ -233,8 +240,8 @@ def test_killed_sweeps_repeat_no_finished_cell_and_give_the_same_table(
     finished = {c for c in cells() if (tmp_path / f"{c.name}.json").exists()}
     assert len(finished) == KILLS[kill][2]
     computed, trained = [], []
-    assess_one, train_group = module.assess, module.fit_ensemble
-    monkeypatch.setattr(module, "assess", lambda s, c: computed.append(c) or assess_one(s, c))
+    assess_one, train_group = Cell.assess, module.fit_ensemble
+    monkeypatch.setattr(Cell, "assess", lambda c, s: computed.append(c) or assess_one(c, s))
     monkeypatch.setattr(
         module, "fit_ensemble", lambda m, c: trained.append(len(m)) or train_group(m, c)
     )

@@ -1,9 +1,13 @@
-r"""A cell of a sweep: one estimate of one law from one training set, and how good it is."""
+r"""A cell of a sweep: one estimate of one law from one training set, and how good it is.
+
+:class:`SweepCell` is what a sweep asks of a cell; :class:`Cell` is that of chapter 6.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +30,6 @@ from .structured import LearnedCovariance, WienerScore, kronecker_mle, toeplitz_
 from .train import TrainConfig
 from .validation import require_count, require_positive
 
-FORMAT = "sweep-1"  # changes whenever a cell of the same settings would be measured otherwise
 HEAD_DIM = 16
 SCORE_STEPS = (0.01, 0.1, 1.0)
 SCORE_N, PATH_N, GENERATED, SOLVER_STEPS = 512, 1024, 512, 20
@@ -51,8 +54,52 @@ CLOSED: dict[str, Callable[[Tensor], Score]] = {
 }
 
 
+class SweepCell:
+    """What :func:`gptheory.sweep.sweep` asks of a cell, a frozen dataclass of JSON values.
+
+    Attributes:
+        FORMAT: changes whenever a cell of the same settings would be measured otherwise.
+        OWN: the fields that may differ among cells that are trained together.
+    """
+
+    FORMAT: ClassVar[str]
+    OWN: ClassVar[frozenset[str]]
+
+    @property
+    def name(self) -> str:
+        """A digest of the settings, which names its file."""
+        return digest(asdict(self))[:20]
+
+    @property
+    def shape(self) -> tuple:
+        """What cells that are trained together have in common."""
+        return tuple(v for k, v in asdict(self).items() if k not in self.OWN)
+
+    def closed_form(self) -> Score | None:
+        """The estimate, or None where it has to be trained."""
+        return None
+
+    def member(self) -> Member:
+        """The untrained network, its data and the seed of its noise."""
+        raise NotImplementedError
+
+    def training(self) -> TrainConfig:
+        """How it is trained."""
+        raise NotImplementedError
+
+    def assess(self, score: Score) -> dict[str, float]:
+        """How good an estimate is."""
+        raise NotImplementedError
+
+    def _seed(self, purpose: str, *names: str) -> int:
+        return int(digest(purpose, [getattr(self, name) for name in names])[:15], 16)
+
+    def _generator(self, purpose: str, *names: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(purpose, *names))
+
+
 @dataclass(frozen=True)
-class Cell:
+class Cell(SweepCell):
     r"""One estimate of one law from one training set.
 
     Args:
@@ -71,6 +118,11 @@ class Cell:
     Raises:
         ValueError: for an unknown estimator, n < 1, or no n where it is needed.
     """
+
+    FORMAT: ClassVar[str] = "sweep-1"
+    OWN: ClassVar[frozenset[str]] = frozenset(
+        {"n", "exponent", "lengthscale", "correlation", "seed"}
+    )
 
     estimator: str = "dit"
     n: int | None = None
@@ -99,11 +151,6 @@ class Cell:
         for name in ("exponent", "lengthscale", "learning_rate"):
             require_positive(name, getattr(self, name))
 
-    @property
-    def name(self) -> str:
-        """A digest of the settings, which names its file."""
-        return digest(asdict(self))[:20]
-
     def process(self) -> GaussianProcess:
         """The law of the sequences."""
         return decaying_process(
@@ -130,11 +177,13 @@ class Cell:
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate
         )
 
-    def _seed(self, purpose: str, *names: str) -> int:
-        return int(digest(purpose, [getattr(self, name) for name in names])[:15], 16)
+    def closed_form(self) -> Score | None:
+        """The estimate, or None where it has to be trained."""
+        return CLOSED[self.estimator](self.training_set()) if self.estimator in CLOSED else None
 
-    def _generator(self, purpose: str, *names: str) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(purpose, *names))
+    def assess(self, score: Score) -> dict[str, float]:
+        """See :func:`assess`."""
+        return assess(score, self)
 
 
 FIELDS = tuple(field.name for field in fields(Cell))

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .cell import FIELDS, FORMAT, Cell
+from .cell import FIELDS, Cell
 from .results import save_result
 from .store import provenance
 from .sweep import collect, grid, sweep
@@ -110,7 +110,7 @@ def sample_complexity(
     numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
     constants = _constants(table)
     slim = table.drop(columns=["seconds", *constants]).astype({"n": float})
-    record = {"format": FORMAT, "parts": parts, "constants": constants}
+    record = {"format": Cell.FORMAT, "parts": parts, "constants": constants}
     return save_result(
         folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
     )

@@ -16,6 +16,7 @@ from .complexity import COMPLEXITY, sample_complexity
 from .experiments import COMPARISON, FIGURE1, comparison, figure1
 from .finetune import FINE_TUNING, fine_tuning
 from .growth import GROWTH, attention_growth
+from .latent_experiment import LATENT, latent_study
 from .polydit import SWAP, swap
 from .probing import PROBING, probing
 from .results import Result, load_result, stored_results
@@ -57,6 +58,9 @@ EXPERIMENTS = {
         "time and memory of polynomial attention against the length (chapter 10)",
         attention_growth,
         GROWTH,
+    ),
+    "latent": Experiment(
+        "subspace data: error against d_0, D and n, a sweep (chapter 9)", latent_study, LATENT
     ),
     "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
     "fig5": Experiment(

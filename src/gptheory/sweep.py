@@ -1,6 +1,6 @@
 r"""Grids of estimators and sample sizes: how many sequences does it take?
 
-A sweep turns a list of :class:`gptheory.cell.Cell` into a table with one row each. Cells are
+A sweep turns a list of cells (:mod:`gptheory.cell`) into a table with one row each. Cells are
 trained in groups (:mod:`gptheory.ensemble`) that run wherever joblib sends them. Every finished
 cell is a file of its own, named after its settings, so that a sweep which is killed, extended or
 spread over machines never computes a cell twice. All randomness of a cell comes from its settings.
@@ -24,7 +24,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from .cell import CLOSED, FIELDS, FORMAT, Cell, assess
+from .cell import Cell, SweepCell
 from .ensemble import Member, fit_ensemble
 from .progress import progress
 from .score import Score
@@ -32,14 +32,14 @@ from .store import DamagedFileError, digest, load_arrays, provenance, save_array
 from .train import TrainConfig, TrainingDivergedError
 
 GROUP = 16  # networks trained together
-OWN = {"n", "exponent", "lengthscale", "correlation", "seed"}  # may differ within a group
 
 
-def grid(**axes: Any) -> list[Cell]:
+def grid(of: type[SweepCell] = Cell, **axes: Any) -> list[SweepCell]:
     """All combinations: ``grid(n=[16, 64], lengthscale=[2, 8], seed=range(4))`` has 16 cells.
 
     Args:
-        axes: field of :class:`gptheory.cell.Cell` -> its value, or several in a list, a tuple or a
+        of: kind of cell.
+        axes: field of the cell -> its value, or several in a list, a tuple or a
             range.
 
     Raises:
@@ -49,13 +49,11 @@ def grid(**axes: Any) -> list[Cell]:
     for name, values in several.items():
         if not values:
             raise ValueError(f"the axis {name} of the grid is empty")
-    return [
-        Cell(**dict(zip(several, values, strict=True))) for values in product(*several.values())
-    ]
+    return [of(**dict(zip(several, values, strict=True))) for values in product(*several.values())]
 
 
 def sweep(
-    cells: Iterable[Cell],
+    cells: Iterable[SweepCell],
     folder: str | Path,
     n_jobs: int | None = None,
     show_progress: bool | None = None,
@@ -73,8 +71,8 @@ def sweep(
         show_progress: see :func:`gptheory.progress.progress`; counts cells.
 
     Returns:
-        One row a cell, in the order given: its fields, the columns of
-        :func:`gptheory.cell.assess`, and ``error``, the reason why a cell has no numbers.
+        One row a cell, in the order given: its fields, the numbers that it measures
+        (:func:`gptheory.cell.assess`), and ``error``, the reason why a cell has no numbers.
 
     Raises:
         ValueError: for an empty grid.
@@ -108,7 +106,7 @@ def sweep(
     return table
 
 
-def collect(cells: Iterable[Cell], folder: str | Path, seconds: bool = False) -> pd.DataFrame:
+def collect(cells: Iterable[SweepCell], folder: str | Path, seconds: bool = False) -> pd.DataFrame:
     """The table of a sweep that is finished.
 
     Args:
@@ -129,15 +127,14 @@ def collect(cells: Iterable[Cell], folder: str | Path, seconds: bool = False) ->
     return table.astype({"n": "Int64", "error": object})
 
 
-def _groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+def _groups(cells: Sequence[SweepCell]) -> list[tuple[SweepCell, ...]]:
     """Cells that run together: of one shape and one training, at most ``GROUP``, in grid order.
 
     They follow from the grid alone, not from what is missing.
     """
-    shapes: dict[tuple, list[Cell]] = {}
+    shapes: dict[tuple, list[SweepCell]] = {}
     for cell in cells:
-        shape = tuple(getattr(cell, name) for name in FIELDS if name not in OWN)
-        shapes.setdefault(shape, []).append(cell)
+        shapes.setdefault((type(cell), cell.shape), []).append(cell)
     return [
         tuple(alike[first : first + GROUP])
         for alike in shapes.values()
@@ -145,9 +142,11 @@ def _groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     ]
 
 
-def _run_group(group: tuple[Cell, ...], folder: Path) -> list[Cell]:
+def _run_group(group: tuple[SweepCell, ...], folder: Path) -> list[SweepCell]:
     """Compute and store the missing cells of a group; returns them."""
     missing = [cell for cell in group if _stored(folder, cell) is None]
+    if not missing:  # another sweep in the same folder was faster
+        return []
     # weights outlive a kill until every cell has its file: no finished cell is trained again
     path = folder / f"{digest([cell.name for cell in group])[:20]}.weights"
     with _one_thread():
@@ -163,10 +162,11 @@ def _run_group(group: tuple[Cell, ...], folder: Path) -> list[Cell]:
     return missing
 
 
-def _scores(cells: list[Cell], path: Path) -> list[Score | Exception]:
+def _scores(cells: list[SweepCell], path: Path) -> list[Score | Exception]:
     """What each cell's estimator made of its training set, or why it failed."""
-    if cells[0].estimator in CLOSED:
-        return [_guarded(lambda c=cell: CLOSED[c.estimator](c.training_set())) for cell in cells]
+    closed = [_guarded(cell.closed_form) for cell in cells]
+    if closed[0] is not None:  # cells of one group are of one kind
+        return closed
     members = [_guarded(cell.member) for cell in cells]
     sound = [k for k, member in enumerate(members) if isinstance(member, Member)]
     names = [cells[k].name for k in sound]
@@ -217,40 +217,40 @@ def _guarded(make: Callable[[], Any]) -> Any:
         return error
 
 
-def _attempt(score: Score | Exception, cell: Cell) -> tuple[dict[str, float], str | None]:
-    outcome = score if isinstance(score, Exception) else _guarded(lambda: assess(score, cell))
+def _attempt(score: Score | Exception, cell: SweepCell) -> tuple[dict[str, float], str | None]:
+    outcome = score if isinstance(score, Exception) else _guarded(lambda: cell.assess(score))
     if isinstance(outcome, Exception):
         return {}, f"{type(outcome).__name__}: {outcome}"
     return outcome, None
 
 
-def _file(folder: Path, cell: Cell) -> Path:
+def _file(folder: Path, cell: SweepCell) -> Path:
     return folder / f"{cell.name}.json"
 
 
 def _store(
-    folder: Path, cell: Cell, numbers: dict[str, float], error: str | None, seconds: float
+    folder: Path, cell: SweepCell, numbers: dict[str, float], error: str | None, seconds: float
 ) -> None:
     record = {
-        "format": FORMAT, "cell": asdict(cell), "numbers": numbers, "error": error,
+        "format": cell.FORMAT, "cell": asdict(cell), "numbers": numbers, "error": error,
         "seconds": round(seconds, 3), "provenance": provenance(),
     }  # fmt: skip
     record["digest"] = digest(record)
     write_atomically(_file(folder, cell), (json.dumps(record) + "\n").encode())
 
 
-def _stored(folder: Path, cell: Cell) -> dict[str, Any] | None:
+def _stored(folder: Path, cell: SweepCell) -> dict[str, Any] | None:
     """The record of a cell, or None where there is none that can be used."""
     try:
         record = json.loads(_file(folder, cell).read_bytes())
         claimed = record.pop("digest")
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    sound = claimed == digest(record) and record["format"] == FORMAT
+    sound = claimed == digest(record) and record["format"] == cell.FORMAT
     return record if sound else None
 
 
-def _report_unusable(folder: Path, cells: Sequence[Cell]) -> None:
+def _report_unusable(folder: Path, cells: Sequence[SweepCell]) -> None:
     """Warn of files that are there and cannot be used."""
     unusable = [
         path.name

@@ -1,0 +1,391 @@
+r"""Data on a linear subspace, their exact score, and a network with an encoder for it.
+
+Data :math:`x = Bh` with orthonormal columns in B (D × d_0) have the score
+
+.. math:: \nabla\log p_t(v) = B\,\nabla\log p^h_t(B^\top v) - (I - BB^\top)\,v/\sigma_t^2:
+
+that of the latent h on the subspace, and a pull towards the subspace. Vectors of the ambient space
+are sequences of one frame here, (batch, 1, D), so that all samplers and trainers take them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion import alpha, levels
+from .mixture import GaussianMixture
+from .precondition import ScoreNetwork
+from .process import GaussianProcess
+from .score import ExactScore, Score
+from .validation import require_count, require_finite, require_sequences, require_step
+
+ORTHONORMAL_TOLERANCE = 1e-5
+# Size of an entry of the encoder's weights. Their scale changes nothing but how far a step of
+# Adam turns the encoder: a step moves every entry by the learning rate, whatever its size.
+ENCODER_SCALE = 0.03
+
+
+class SubspaceData:
+    r"""Law of :math:`x = Bh + \tau\varepsilon`, on a subspace (τ = 0) or near one.
+
+    Source: HWLSL Assumption 2.1; the noise is ours.
+
+    Args:
+        basis: B, (D, d_0) with orthonormal columns.
+        latent: law of h: a :class:`gptheory.process.GaussianProcess` (one frame for a Gaussian
+            vector) or a :class:`gptheory.mixture.GaussianMixture` with L·d = d_0; frames are laid
+            one after the other.
+        noise: τ >= 0, standard deviation of white noise in all D directions.
+
+    Attributes:
+        basis: (D, d_0) float64.
+        latent, noise: as given.
+        dim, latent_dim: D and d_0.
+        seq_len: 1.
+
+    Raises:
+        ValueError: for d_0 > D, columns that are not orthonormal to 1e-5, a latent law of another
+            size, or a negative noise.
+    """
+
+    seq_len = 1
+
+    def __init__(
+        self, basis: Tensor, latent: GaussianProcess | GaussianMixture, noise: float = 0.0
+    ) -> None:
+        self.basis = require_orthonormal("basis", basis)
+        self.dim, self.latent_dim = basis.shape
+        if latent.seq_len * latent.dim != self.latent_dim:
+            raise ValueError(
+                f"basis has {self.latent_dim} columns, the latent law {latent.seq_len} x"
+                f" {latent.dim} coordinates: the two must agree"
+            )
+        if not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"noise must be finite and >= 0, got {noise!r}")
+        self.latent, self.noise = latent, noise
+        exact = ExactScore(latent) if isinstance(latent, GaussianProcess) else latent.score
+        self._latent_score = exact
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw n vectors, (n, 1, D); arguments and errors as for the latent law."""
+        x = self.decode(self.latent.sample(n, generator, dtype))
+        if self.noise:
+            source = x.device if generator is None else generator.device
+            white = torch.randn(x.shape, generator=generator, dtype=dtype, device=source)
+            x = x + self.noise * white.to(x)
+        return x
+
+    def encode(self, v: Tensor) -> Tensor:
+        """Bᵀv as latent sequences: (batch, 1, D) -> (batch, L, d)."""
+        require_sequences("v", v, 1, self.dim)
+        return (v @ self.basis.to(v)).view(len(v), self.latent.seq_len, self.latent.dim)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Bh: latent sequences (batch, L, d) -> (batch, 1, D)."""
+        require_sequences("h", h, self.latent.seq_len, self.latent.dim)
+        return h.flatten(1)[:, None] @ self.basis.to(h).T
+
+    def split(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """BBᵀv and (I − BBᵀ)v, both (batch, 1, D)."""
+        on = self.decode(self.encode(v))
+        return on, v - on
+
+    def latent_score(self, h: Tensor, t: float | Tensor) -> Tensor:
+        """Exact score of the noised latent, ∇log p_t^h, (batch, L, d); τ counts as noise."""
+        return smoothed(self._latent_score, self.noise)(h, t)
+
+    def score(self, v: Tensor, t: float | Tensor) -> Tensor:
+        r"""Exact score of :math:`v_t = \alpha_t x + \sigma_t z`, from the decomposition.
+
+        Source: HWLSL Lemma 2.1.
+
+        Args:
+            v: (batch, 1, D).
+            t: diffusion step > 0, a number or one per vector (batch,).
+
+        Returns:
+            (batch, 1, D), dtype and device of v; against automatic differentiation of the
+            log-density 1e-11 relative in float64.
+
+        Raises:
+            ValueError: for a wrong shape or a step that is not finite and > 0.
+        """
+        return smoothed(self._clean_score, self.noise)(v, t)
+
+    def _clean_score(self, v: Tensor, t: float | Tensor) -> Tensor:
+        require_step(t)
+        latent, (_on, off) = self.encode(v), self.split(v)
+        return self.decode(self._latent_score(latent, t)) - off / levels(t, v)[1] ** 2
+
+
+def smoothed(score: Score, noise: float) -> Score:
+    r"""The score of noised :math:`x + \tau\varepsilon`, from that of noised x.
+
+    :math:`\alpha_t(x + \tau\varepsilon) + \sigma_t z` is x with more noise: divided by
+    :math:`c = \sqrt{\alpha_t^2 + \alpha_t^2\tau^2 + \sigma_t^2}` it is :math:`v_{t'}` of x, with
+    :math:`\alpha_{t'} = \alpha_t/c`. So its score is :math:`s(v/c, t')/c`.
+
+    Args:
+        score: of x, called as (v, t).
+        noise: τ.
+    """
+    if not noise:
+        return score
+
+    def shifted(v: Tensor, t: float | Tensor) -> Tensor:
+        require_step(t)
+        log = torch.log1p if isinstance(t, Tensor) else math.log1p
+        growth = log(noise**2 * alpha(t) ** 2)  # log c², as α² + σ² = 1
+        size = (growth / 2).exp() if isinstance(t, Tensor) else math.exp(growth / 2)
+        factor = size.to(v).view(-1, 1, 1) if isinstance(size, Tensor) and size.ndim else size
+        return score(v / factor, t + growth) / factor
+
+    return shifted
+
+
+class LatentScore(nn.Module):
+    r"""A score network with an encoder, :math:`\hat s(v, t) = (W f(W^\top v, t) - v)/\sigma_t^2`.
+
+    W (D × d_0) has orthonormal columns at all times: it is the Q of the QR factorisation of a free
+    matrix. The latent network is any score network, on the latent read as L tokens of size d; with
+    :math:`f(h, t) = h + \sigma_t^2\,\hat s^h(h, t)`, the posterior mean of :math:`\alpha_t h`, this
+    is :math:`W\hat s^h(W^\top v, t) - (I - WW^\top)v/\sigma_t^2`.
+    Source: HWLSL Definition 3.3; HWLSL Definition 3.1.
+
+    Trained by :func:`gptheory.train.fit` with the weight ``"noise"``, the loss is the error of
+    predicting x: :math:`E\|Wf - \alpha_t x\|^2/\sigma_t^2`.
+
+    Args:
+        ambient_dim: D.
+        latent_dim: d_0.
+        network: score of the latent, made for L tokens of size d with L·d = d_0.
+        generator: source of the first encoder, uniform among all subspaces.
+        encoder_scale: size of the free matrix's entries; a smaller one turns faster.
+        noise: τ of the data where it is known, see :func:`smoothed`.
+
+    Attributes:
+        network: as given.
+        dim, seq_len: D and 1.
+
+    Raises:
+        ValueError: for d_0 > D, or a network of another size.
+    """
+
+    seq_len = 1
+
+    def __init__(
+        self,
+        ambient_dim: int,
+        latent_dim: int,
+        network: ScoreNetwork,
+        generator: torch.Generator | None = None,
+        encoder_scale: float = ENCODER_SCALE,
+        noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _require_sizes(ambient_dim, latent_dim)
+        _require_tokens(network, latent_dim)
+        self.dim, self.latent_dim, self.network = ambient_dim, latent_dim, network
+        self.noise = noise
+        free = torch.randn(ambient_dim, latent_dim, generator=generator)
+        self.free = nn.Parameter(encoder_scale * free)
+
+    @property
+    def encoder(self) -> Tensor:
+        """W, (D, d_0)."""
+        q, r = torch.linalg.qr(self.free)
+        # LAPACK leaves the signs to chance; with diag R > 0, Q is continuous in the free matrix
+        return q * r.diagonal(dim1=-2, dim2=-1).sign()
+
+    def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
+        """Evaluate the score: (batch, 1, D) and t, a number or (batch,), to (batch, 1, D).
+
+        Raises:
+            ValueError: for a wrong shape or a step that is not finite and > 0.
+        """
+        require_sequences("v", v, 1, self.dim)
+        return smoothed(self._clean_score, self.noise)(v, t)
+
+    def _clean_score(self, v: Tensor, t: float | Tensor) -> Tensor:
+        encoder = self.encoder.to(v)
+        latent = v @ encoder  # (batch, 1, d_0)
+        tokens = latent.reshape(len(v), self.network.seq_len, self.network.dim)
+        inside = self.network(tokens, t).reshape_as(latent)
+        pull = (latent @ encoder.T - v) / levels(t, v)[1] ** 2
+        return inside @ encoder.T + pull
+
+
+class FullScore(nn.Module):
+    r"""The rival without an encoder: a network on all D coordinates, read as tokens.
+
+    Args:
+        network: made for L tokens of size D/L, predicting F.
+        skip: whether it has the skip connection of :class:`LatentScore`, :math:`\hat s =
+            (\alpha_t F - v)/\sigma_t^2`, in which F predicts x and the pull towards every subspace
+            is given; else it is the network itself, :math:`-v + (\alpha_t/\sigma_t)F`.
+
+    Attributes:
+        dim, seq_len: D and 1.
+    """
+
+    seq_len = 1
+
+    def __init__(self, network: ScoreNetwork, skip: bool = True) -> None:
+        super().__init__()
+        self.network, self.skip = network, skip
+        self.dim = network.seq_len * network.dim
+
+    def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
+        """Evaluate the score: (batch, 1, D) and t, a number or (batch,), to (batch, 1, D)."""
+        require_sequences("v", v, 1, self.dim)
+        tokens = v.reshape(len(v), self.network.seq_len, self.network.dim)
+        score = self.network(tokens, t).reshape_as(v)
+        if not self.skip:
+            return score
+        noise = levels(t, v)[1]
+        return (score + v) / noise - v / noise**2  # the network's score is −v + (α/σ)F
+
+
+def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator | None) -> Tensor:
+    """A basis (D, d_0) of a uniformly random subspace, float64.
+
+    Raises:
+        ValueError: unless 1 <= d_0 <= D.
+    """
+    _require_sizes(ambient_dim, latent_dim)
+    free = torch.randn(ambient_dim, latent_dim, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(free)[0]
+
+
+def principal_angles(a: Tensor, b: Tensor) -> Tensor:
+    r"""Angles :math:`\theta_1 \ge \theta_2 \ge \dots` between two subspaces, in [0, π/2].
+
+    From sines as well as cosines, so that small angles keep their digits.
+
+    Args:
+        a, b: bases (D, p) and (D, q), orthonormal.
+
+    Returns:
+        (min(p, q),), float64.
+
+    Raises:
+        ValueError: for bases that are not orthonormal or of different D.
+    """
+    a, b = _pair(a, b)
+    if a.shape[1] < b.shape[1]:
+        a, b = b, a
+    cosines = torch.linalg.svdvals(a.T @ b).flip(0).clamp(max=1)
+    sines = torch.linalg.svdvals(b - a @ (a.T @ b)).clamp(max=1)
+    return torch.where(cosines > sines, sines.asin(), cosines.acos())
+
+
+def subspace_error(a: Tensor, b: Tensor) -> float:
+    r""":math:`\|AA^\top - BB^\top\|_F^2 = 2\sum_i \sin^2\theta_i` for subspaces of one dimension.
+
+    Source: HWLSL Corollary 3.2.1.
+
+    Args:
+        a, b: bases (D, p) and (D, q), orthonormal to 1e-5.
+
+    Returns:
+        Between 0 and 2 min(p, D − p) where p = q; about 2p(1 − p/D) for a random pair.
+
+    Raises:
+        ValueError: for bases that are not orthonormal or of different D.
+
+    Accuracy: float64; computed from what is left of one basis outside the other, without
+    cancellation.
+    """
+    a, b = _pair(a, b)
+    outside = [(y - x @ (x.T @ y)).square().sum() for x, y in ((a, b), (b, a))]
+    return sum(outside).item()
+
+
+def principal_subspace(x: Tensor, latent_dim: int) -> Tensor:
+    """The d_0 leading eigenvectors of the second moment of a sample: PCA about the origin.
+
+    Args:
+        x: (n, 1, D).
+        latent_dim: d_0.
+
+    Returns:
+        (D, d_0) float64; where n < d_0 the missing directions are arbitrary.
+
+    Raises:
+        ValueError: for a wrong shape, values that are not finite, or d_0 > D.
+
+    Warns:
+        UserWarning: for n < d_0.
+    """
+    require_sequences("x", x, seq_len=1)
+    require_finite("x", x)
+    _require_sizes(x.shape[2], latent_dim)
+    warn_if_few(len(x), latent_dim)
+    flat = x[:, 0].double()
+    return torch.linalg.eigh(flat.T @ flat)[1][:, -latent_dim:].flip(1)
+
+
+def warn_if_few(n: int, latent_dim: int) -> None:
+    """Warn where n vectors cannot span a subspace of dimension d_0."""
+    if n < latent_dim:
+        warnings.warn(
+            f"{n} samples span at most {n} of the {latent_dim} latent dimensions: the rest of the"
+            " subspace cannot be recovered",
+            stacklevel=3,
+        )
+
+
+def require_orthonormal(name: str, basis: Tensor) -> Tensor:
+    """Return a (D, d_0) matrix in float64; raise unless its columns are orthonormal to 1e-5."""
+    if basis.ndim != 2 or not basis.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point matrix (D, d_0), got {basis.shape}")
+    _require_sizes(*basis.shape)
+    require_finite(name, basis)
+    basis = basis.detach().double()
+    defect = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max().item()
+    if defect > ORTHONORMAL_TOLERANCE:
+        raise ValueError(
+            f"the columns of {name} must be orthonormal, got BᵀB off the identity by {defect:.3g};"
+            " pass torch.linalg.qr(basis).Q"
+        )
+    return basis
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = require_orthonormal("a", a), require_orthonormal("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"subspaces of different spaces: {len(a)} and {len(b)} dimensions")
+    return a, b.to(a)
+
+
+def _require_sizes(ambient_dim: int, latent_dim: int) -> None:
+    require_count("the ambient dimension", ambient_dim)
+    require_count("the latent dimension", latent_dim)
+    if latent_dim > ambient_dim:
+        raise ValueError(
+            "the latent dimension must be at most the ambient one, got"
+            f" {latent_dim} > {ambient_dim}"
+        )
+
+
+def _require_tokens(network: ScoreNetwork, latent_dim: int) -> None:
+    if network.seq_len is None:
+        raise ValueError("the latent network must be made for a fixed number of tokens")
+    if latent_dim % network.dim:
+        raise ValueError(
+            f"a latent of {latent_dim} coordinates cannot be divided into tokens of {network.dim}"
+        )
+    if network.seq_len * network.dim != latent_dim:
+        raise ValueError(
+            f"the network is for {network.seq_len} tokens of {network.dim}, the latent has"
+            f" {latent_dim} coordinates: it needs {latent_dim // network.dim} tokens"
+        )

@@ -1,0 +1,354 @@
+r"""The sweep behind chapter 9: what depends on d_0, on D and on n.
+
+All parts are grids of :class:`LatentCell`; they share one folder, one table, one result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+
+from .cell import SweepCell
+from .diffusion import alpha, sigma
+from .dit import DiT
+from .ensemble import Member
+from .latent import (
+    FullScore,
+    LatentScore,
+    SubspaceData,
+    principal_subspace,
+    random_basis,
+    subspace_error,
+    warn_if_few,
+)
+from .latent_metrics import STEPS, orthogonal_energy, sliced_distance, support_errors
+from .mixture import GaussianMixture, random_mixture
+from .process import GaussianProcess, decaying_process
+from .results import save_result
+from .sample import sample
+from .score import Score
+from .store import provenance
+from .sweep import collect, grid, sweep
+from .train import TrainConfig
+from .validation import require_count, require_positive
+
+NETWORKS = ("latent", "full", "full-skip")
+FRESH = 2**14  # samples that stand for fresh ones in every step
+GENERATED, SOLVER_STEPS, T_MAX = 256, 200, 8.0  # samples whose orthogonal energy is measured
+HEADS = 2
+
+# latent law -> what makes it, from (L, d, generator); all have E‖h‖² = L·d
+LATENTS = {
+    "mixture": lambda seq_len, dim, generator: random_mixture(
+        seq_len, dim, generator=generator
+    ),
+    "gaussian": lambda seq_len, dim, _generator: decaying_process(
+        1, seq_len * dim, correlation=0.0
+    ),
+    "sequence": lambda seq_len, dim, _generator: decaying_process(seq_len, dim),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LatentCell(SweepCell):
+    r"""One network, trained on n samples of one law on or near a subspace.
+
+    Args:
+        network: ``"latent"`` (:class:`gptheory.latent.LatentScore`), ``"full"`` or ``"full-skip"``
+            (:class:`gptheory.latent.FullScore`).
+        n: training samples; None for more than a training ever reads.
+        law: of the latent: ``"mixture"`` (four Gaussians), ``"gaussian"`` (white) or ``"sequence"``
+            (a Gaussian process of L frames).
+        ambient_dim, latent_dim: D and d_0.
+        noise: τ, known to the latent network.
+        tokens: L of the network; by default those of the latent, d_0/2.
+        steps, batch_size, learning_rate: of the training.
+        hidden, depth: width and blocks of the transformer.
+        seed: of basis, law, training set, weights and noise. Cells that differ in D only have the
+            same latent law.
+
+    Raises:
+        ValueError: for an unknown name, counts below 1, d_0 > D, or dimensions that cannot be
+            divided into tokens.
+
+    Warns:
+        UserWarning: for n < d_0.
+    """
+
+    FORMAT: ClassVar[str] = "latent-1"
+    OWN: ClassVar[frozenset[str]] = frozenset({"n", "law", "seed"})
+
+    network: str = "latent"
+    n: int | None = None
+    law: str = "mixture"
+    ambient_dim: int = 64
+    latent_dim: int = 8
+    noise: float = 0.0
+    tokens: int | None = None
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 1e-2
+    hidden: int = 32
+    depth: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("network", NETWORKS), ("law", tuple(LATENTS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name in ("ambient_dim", "latent_dim", "steps", "batch_size", "hidden", "depth"):
+            require_count(name, getattr(self, name))
+        require_positive("learning_rate", self.learning_rate)
+        size = self.latent_dim if self.network == "latent" else self.ambient_dim
+        if self.latent_dim % 2 or size % self._tokens:
+            raise ValueError(
+                f"{size} coordinates cannot be divided into {self._tokens} tokens"
+                f" (latent_dim={self.latent_dim} must be even)"
+            )
+        if self.n is not None:
+            require_count("n", self.n)
+            warn_if_few(self.n, self.latent_dim)
+
+    @property
+    def _tokens(self) -> int:
+        return max(1, self.latent_dim // 2) if self.tokens is None else self.tokens
+
+    def data(self) -> SubspaceData:
+        """The law of the samples."""
+        latent = LATENTS[self.law](
+            self.latent_dim // 2, 2, self._generator("law", "law", "latent_dim", "seed")
+        )
+        generator = self._generator("basis", "ambient_dim", "latent_dim", "seed")
+        basis = random_basis(self.ambient_dim, self.latent_dim, generator)
+        return SubspaceData(basis, latent, self.noise)
+
+    def training_set(self) -> torch.Tensor:
+        """The samples, (n, 1, D)."""
+        names = ("law", "ambient_dim", "latent_dim", "noise", "n", "seed")
+        return self.data().sample(self.n or FRESH, self._generator("data", *names))
+
+    def member(self) -> Member:
+        """The untrained network, its data and the seed of its noise."""
+        weights = self._generator("weights", "network", "hidden", "depth", "seed")
+        size = self.latent_dim if self.network == "latent" else self.ambient_dim
+        inside = DiT(
+            size // self._tokens, self._tokens, self.hidden, HEADS, self.depth,
+            fused=False, generator=weights,
+        )  # fmt: skip
+        if self.network == "latent":
+            model = LatentScore(
+                self.ambient_dim, self.latent_dim, inside, weights, noise=self.noise
+            )
+        else:
+            model = FullScore(inside, skip=self.network == "full-skip")
+        return Member(model, self.training_set(), self._seed("noise", "seed"))
+
+    def training(self) -> TrainConfig:
+        """How it is trained."""
+        return TrainConfig(
+            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
+            t_min=STEPS[0], t_max=STEPS[1],
+        )  # fmt: skip
+
+    def assess(self, score: Score) -> dict[str, float]:
+        """See :func:`assess`."""
+        return assess(score, self)
+
+
+def assess(score: Score, cell: LatentCell) -> dict[str, float]:
+    r"""How far a score is from the exact one of a cell's law, on noise that all cells share.
+
+    Args:
+        score: called as (v, t).
+        cell: names law and training set.
+
+    Returns:
+        - ``on``, ``off``: see :func:`gptheory.latent_metrics.support_errors`;
+        - ``linear``: the first for the best score that is linear, from the true covariance;
+        - ``energy``: orthogonal energy of generated samples over what is exact,
+          :math:`\sigma_{t_0}^2 + \alpha_{t_0}^2\tau^2`;
+        - ``sliced``, ``sliced_floor``: distance of their latents from true ones, and of true ones
+          from each other;
+
+        and for a latent network
+
+        - ``subspace``: error of its encoder; ``control``: the same against the basis with its rows
+          in another order;
+        - ``orthonormality``: largest entry of :math:`W^\top W - I`;
+        - ``pca``: subspace error of PCA on the same training set, where n is finite.
+    """
+    data = cell.data()
+    draws = [torch.Generator().manual_seed(seed) for seed in range(201, 206)]
+    numbers = support_errors(score, data, generator=draws[0])
+    linear = support_errors(linear_rival(data).score, data, generator=draws[1])
+    numbers["linear"] = linear["on"]
+    x = sample(
+        score, GENERATED, 1, cell.ambient_dim, steps=SOLVER_STEPS, t_min=STEPS[0], t_max=T_MAX,
+        generator=draws[2], final_denoise=False, show_progress=False,
+    )  # fmt: skip
+    exact = sigma(STEPS[0]) ** 2 + (alpha(STEPS[0]) * cell.noise) ** 2
+    if cell.latent_dim < cell.ambient_dim:
+        numbers["energy"] = orthogonal_energy(x, data) / exact
+    numbers |= _latent_distances(data.encode(x), data, draws[3])
+    if isinstance(score, LatentScore):
+        numbers |= _recovery(score.encoder.detach(), cell, data, draws[4])
+    return numbers
+
+
+def linear_rival(data: SubspaceData) -> SubspaceData:
+    """The Gaussian law with the mean and covariance of the data: its score is the best linear one.
+
+    Among the scores that are affine in v none has a smaller error, at every diffusion step.
+    """
+    latent = data.latent
+    if isinstance(latent, GaussianMixture):
+        mean = (latent.weights @ latent.means)[None]
+        latent = GaussianProcess(torch.eye(1), latent.covariance(), mean)
+    return SubspaceData(data.basis, latent, data.noise)
+
+
+def _latent_distances(
+    h: torch.Tensor, data: SubspaceData, generator: torch.Generator
+) -> dict[str, float]:
+    """Distance of generated latents at T_0 from true ones, and of true ones from others."""
+
+    def true() -> torch.Tensor:
+        noisy = data.encode(data.sample(len(h), generator))
+        white = torch.randn(noisy.shape, generator=generator)
+        return alpha(STEPS[0]) * noisy + sigma(STEPS[0]) * white
+
+    one, other = true(), true()
+    return {
+        "sliced": sliced_distance(h, one, generator=generator),
+        "sliced_floor": sliced_distance(other, one, generator=generator),
+    }
+
+
+def _recovery(
+    encoder: torch.Tensor, cell: LatentCell, data: SubspaceData, generator: torch.Generator
+) -> dict[str, float]:
+    order = torch.randperm(cell.ambient_dim, generator=generator)
+    gram = encoder.T @ encoder
+    numbers = {
+        "subspace": subspace_error(encoder, data.basis),
+        "control": subspace_error(encoder, data.basis[order]),
+        "orthonormality": (gram - torch.eye(len(gram))).abs().max().item(),
+    }
+    if cell.n is not None and cell.n >= cell.latent_dim:
+        basis = principal_subspace(cell.training_set(), cell.latent_dim)
+        numbers["pca"] = subspace_error(basis, data.basis)
+    return numbers
+
+
+@dataclass(frozen=True)
+class LatentStudy:
+    """Settings of :func:`latent_study`.
+
+    Args:
+        parts: name -> axes of a grid of :class:`LatentCell`, see :func:`gptheory.sweep.grid`.
+    """
+
+    parts: Mapping[str, Mapping[str, Any]]
+
+    def cells(self) -> dict[LatentCell, str]:
+        """All cells in order, each with the name of the part that has it first."""
+        cells: dict[LatentCell, str] = {}
+        for part, axes in self.parts.items():
+            for cell in grid(LatentCell, **axes):
+                cells.setdefault(cell, part)
+        return cells
+
+
+SEEDS = [0, 1, 2, 3]
+LONG = {"steps": 800}
+
+LATENT = {
+    "quick": LatentStudy(
+        {
+            "samples": {"n": [64, 256, None], "seed": [0, 1], "steps": 100},
+            "ambient": {"ambient_dim": [16, 128], "seed": [0, 1], "steps": 100},
+        }
+    ),
+    "paper": LatentStudy(
+        {
+            "budget": {"steps": [100, 200, 400, 800, 1600], "n": [64, None], "seed": SEEDS},
+            "ambient": {"ambient_dim": [16, 32, 64, 128, 256], "seed": SEEDS, **LONG},
+            "samples": {
+                "n": [16, 32, 64, 128, 256, 512, 1024, None], "seed": SEEDS, **LONG,
+            },
+            "noisy": {
+                "n": [64, 256, 1024, 4096, None], "noise": 0.5, "law": "gaussian",
+                "seed": SEEDS, **LONG,
+            },
+            "laws": {"law": ["mixture", "gaussian", "sequence"], "seed": SEEDS},
+            "bar": {"batch_size": 128, "seed": SEEDS},
+            # the same budget without an encoder; learning rates for each kind of network
+            "latent rates": {"learning_rate": [5e-3, 1e-2, 2e-2], "seed": SEEDS[:3]},
+            "full rates": {
+                "network": "full-skip", "tokens": [1, 4, 8],
+                "learning_rate": [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2], "seed": SEEDS[:3],
+            },
+            "full rates, no skip": {
+                "network": "full", "tokens": 4,
+                "learning_rate": [8e-3, 1.6e-2, 3.2e-2, 6.4e-2], "seed": SEEDS[:3],
+            },
+            # the best network found, for every latent dimension
+            "approximation": {
+                "latent_dim": [2, 4, 8, 16, 32], "hidden": [16, 32, 64], "seed": SEEDS[:3],
+                **LONG,
+            },
+        }
+    ),
+}  # fmt: skip
+
+
+def latent_study(
+    settings: LatentStudy, name: str, device: torch.device, folder: Path, show: bool | None = None
+) -> Path:
+    """The table of the sweep as a stored result.
+
+    Source: HWLSL Theorem 3.1; HWLSL Theorem 3.2; HWLSL Corollary 3.2.1.
+
+    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says. Takes and returns
+    what :func:`gptheory.experiments.figure1` does.
+    """
+    cells = settings.cells()
+    sweep(cells, folder / name, show_progress=show)
+    table = collect(cells, folder / name, seconds=True).astype({"n": float})
+    table.insert(0, "part", list(cells.values()))
+    seconds = float(table["seconds"].sum())
+    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
+    record = {"format": LatentCell.FORMAT, "parts": {k: dict(v) for k, v in settings.parts.items()}}
+    slim = table.drop(columns=["seconds"])
+    return save_result(
+        folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
+    )
+
+
+def cells_like(
+    table: pd.DataFrame, free: tuple[str, ...] = ("seed",), **given: Any
+) -> pd.DataFrame:
+    """The rows of a sweep that are as the default cell but for what is named.
+
+    Args:
+        table: of a sweep of latent cells.
+        free: columns that may have any value.
+        given: column -> the value it must have instead of the default's.
+
+    Raises:
+        ValueError: if there is no such row.
+    """
+    rows = table
+    for name, default in asdict(LatentCell()).items():
+        if name in free or name not in table.columns:
+            continue
+        value = given.get(name, default)
+        rows = rows[rows[name].isna()] if value is None else rows[rows[name] == value]
+    if rows.empty:
+        raise ValueError(f"no cell of the sweep has {given} with {', '.join(free)} free")
+    return rows
