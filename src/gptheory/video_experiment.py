@@ -140,7 +140,7 @@ LONG = TrainConfig(steps=4000, ema_decay=0.999, log_every=100, weight="velocity"
 VIDEO = {
     "quick": VideoStudy(Film(16, TrainConfig(steps=600), 4000), seeds=(0,)),
     "paper": VideoStudy(
-        Film(16, LONG, 20_000),
+        Film(16, LONG, 20_000, samples=1000),
         Film(48, replace(LONG, steps=2000, weight="noise"), size=20, classes=(0, 1, 4, 7),
              hidden=96, samples=250),
     ),
