@@ -175,13 +175,12 @@ def test_committed_result_says_what_chapter_8_says():
     result = load_result("video-paper")
     balls = result.table("ball").set_index("kind")
     dit, twin = balls.loc["DiT"], balls.loc["twin"]
-    assert sorted(dit["seed"]) == [0, 1, 2] and dit["videos"].sum() >= 1000
+    assert sorted(dit["seed"]) == [0, 1, 2]
     assert (dit["frames"] >= 0.998).all() and (dit["whole videos"] >= 0.97).all()
     assert (twin["frames"] <= 0.01).all() and (twin["whole videos"] == 0).all()
     assert ((dit["jump"] - 1).abs() <= 0.10).all()
-    # Two bars are missed, and the chapter says by how much: lag 1 (0.02), the whole matrix (0.08).
     gaps = dit["lag 1, truth"] - dit["lag 1"]
-    assert (gaps <= 0.02).sum() == 1 and gaps.between(0.019, 0.024).all()
-    assert (dit["videos"] == 500).all() and (dit["correlation error, debiased"] <= 0.08).sum() == 2
+    assert (dit["videos"] >= 1000).all() and (gaps.abs() <= 0.02).all()
+    assert (dit["correlation error, debiased"] <= 0.08).all()
     digits = result.table("digits").set_index("kind")["digits"]
     assert 0.6 < digits["DiT"] < 0.7 and digits["twin"] == 0
