@@ -38,7 +38,7 @@ from .train import TrainConfig
 from .validation import require_count, require_positive
 
 NETWORKS = ("latent", "full", "full-skip")
-FRESH = 2**14  # samples that stand for fresh ones in every step
+FRESH = 2**14  # samples that stand for fresh ones
 GENERATED, SOLVER_STEPS, T_MAX = 256, 200, 8.0  # samples whose orthogonal energy is measured
 HEADS = 2
 
@@ -61,7 +61,8 @@ class LatentCell(SweepCell):
     Args:
         network: ``"latent"`` (:class:`gptheory.latent.LatentScore`), ``"full"`` or ``"full-skip"``
             (:class:`gptheory.latent.FullScore`).
-        n: training samples; None for more than a training ever reads.
+        n: training samples; None for a pool of 2^14, which stands for fresh ones (400 steps of 64
+            read each 1.6 times on average).
         law: of the latent: ``"mixture"`` (four Gaussians), ``"gaussian"`` (white) or ``"sequence"``
             (a Gaussian process of L frames).
         ambient_dim, latent_dim: D and d_0.
