@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
@@ -19,7 +20,7 @@ from strategies import seeded
 from tolerances import assert_float32
 
 from gptheory import sweep as module
-from gptheory.cell import Cell, assess
+from gptheory.cell import Cell, SweepCell, assess
 from gptheory.metrics import path_kl, temporal_covariance
 from gptheory.score import ExactScore
 from gptheory.structured import WienerScore, toeplitz_moments
@@ -305,3 +306,12 @@ def test_a_network_that_fails_to_be_made_leaves_its_group_alone(tmp_path, table,
     assert again["error"][1] == "ValueError: no data"
     rest = [0, *range(2, 8)]
     assert again.drop(columns="error").loc[rest].equals(table.drop(columns="error").loc[rest])
+
+
+def test_a_kind_of_cell_without_a_measure_cannot_be_made():
+    @dataclass(frozen=True)
+    class Unmeasured(SweepCell):
+        FORMAT, OWN = "1", frozenset()
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unmeasured()

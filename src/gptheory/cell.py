@@ -5,6 +5,7 @@ r"""A cell of a sweep: one estimate of one law from one training set, and how go
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
@@ -54,7 +55,7 @@ CLOSED: dict[str, Callable[[Tensor], Score]] = {
 }
 
 
-class SweepCell:
+class SweepCell(ABC):
     """What :func:`gptheory.sweep.sweep` asks of a cell, a frozen dataclass of JSON values.
 
     Attributes:
@@ -79,17 +80,17 @@ class SweepCell:
         """The estimate, or None where it has to be trained."""
         return None
 
+    @abstractmethod
     def member(self) -> Member:
         """The untrained network, its data and the seed of its noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def training(self) -> TrainConfig:
         """How it is trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def assess(self, score: Score) -> dict[str, float]:
         """How good an estimate is."""
-        raise NotImplementedError
 
     def _seed(self, purpose: str, *names: str) -> int:
         return int(digest(purpose, [getattr(self, name) for name in names])[:15], 16)
