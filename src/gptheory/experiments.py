@@ -97,7 +97,7 @@ FIGURE1 = {
     "paper": Figure1(
         Data(128, 8),
         TrainConfig(
-            steps=16_000, ema_decay=0.999, weight="velocity", log_every=100, evaluate_every=1000
+            steps=32_000, ema_decay=0.999, weight="velocity", log_every=200, evaluate_every=2000
         ),
         samples=6000,
     ),

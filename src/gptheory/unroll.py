@@ -43,7 +43,8 @@ class UnrolledScore:
       :math:`\eta = 4/(\sqrt{\lambda_-} + \sqrt{\lambda_+})^2`, after a first gradient step of size
       :math:`\eta/(1+\beta) = 2/(\lambda_- + \lambda_+)`;
     - ``"chebyshev"`` (Young 1953): 1/η the K Chebyshev nodes of :math:`[\lambda_-, \lambda_+]` in
-      Leja order (other orders overflow), the best K steps there are.
+      Leja order (other orders overflow), the best K steps for a spectrum of which only
+      :math:`\lambda_\pm` are known.
 
     A call uses the spectrum: its cost does not depend on K. :meth:`iterates` runs the loop.
 
