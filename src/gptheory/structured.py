@@ -79,7 +79,8 @@ def kronecker_mle(x: Tensor) -> GaussianProcess:
 
     Raises:
         ValueError: for a wrong shape, non-finite values, too few sequences for one maximum to
-            exist, or data that do not vary in every frame and every direction.
+            exist, or frames or coordinates that are linear combinations of the others, to rounding
+            (as those of a very smooth process are).
 
     Warns:
         RuntimeWarning: if Γ still changes, relatively by more than 1e-8, after 2000 turns.
@@ -168,7 +169,8 @@ def _require_full_rank(name: str, x: Tensor) -> None:
     if rank < len(moment):
         raise ValueError(
             f"the {len(moment)} {name} of x must vary independently, but their covariance has rank"
-            f" {rank}: give more sequences, or leave out what does not vary"
+            f" {rank} in float64: give more sequences, leave out what does not vary, or add a little"
+            " noise"
         )
 
 
