@@ -169,8 +169,8 @@ def _require_full_rank(name: str, x: Tensor) -> None:
     if rank < len(moment):
         raise ValueError(
             f"the {len(moment)} {name} of x must vary independently, but their covariance has rank"
-            f" {rank} in float64: give more sequences, leave out what does not vary, or add a little"
-            " noise"
+            f" {rank} in float64: give more sequences, leave out what does not vary, or add a"
+            " little noise"
         )
 
 
