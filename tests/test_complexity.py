@@ -60,7 +60,9 @@ def test_intervals_of_slopes_cover_the_truth_as_often_as_they_say():
     [
         ([1, 2], [1.0, 1.0], "three or more points"),
         ([2, 2, 2], [1.0, 1.0, 1.0], "several sizes"),
-        ([1, 2, 3], [1.0, 0.0, 1.0], "positive"),
+        ([1, 2, 3], [1.0, 0.0, 1.0], "errors must be positive"),
+        ([0, 1, 2, 4], [1.0, 1.0, 1.0, 1.0], "sizes must be positive"),
+        ([1, 2, np.inf], [1.0, 1.0, 1.0], "sizes must be positive and finite"),
     ],
 )
 def test_slopes_refuse_bad_input(n, error, message):

@@ -615,6 +615,15 @@ def test_shallow_products_in_scores_warn_and_say_how_deep():
     assert relative_norm(deep(v, T), UnrolledScore(law, 2)(v, T)) < 5e-2
 
 
+def test_weights_are_built_on_the_cpu_wherever_the_process_is(monkeypatch):
+    law, devices, move = process(4, 2), [], GaussianProcess.to
+    monkeypatch.setattr(
+        GaussianProcess, "to", lambda self, device: devices.append(device) or move(self, device)
+    )
+    build_score_transformer(law, 2)
+    assert devices == ["cpu"]
+
+
 def test_one_frame_and_one_dimension():
     law = process(1, 1)
     v = noised(law)

@@ -17,6 +17,12 @@ from tolerances import (
 )
 
 from gptheory.diffusion import alpha, half_log_snr, levels, perturb, sigma
+from gptheory.dit import DiT
+from gptheory.finetune import randomise, shake
+from gptheory.latent import LatentScore, SubspaceData, random_basis
+from gptheory.mixture import random_mixture
+from gptheory.process import decaying_process
+from gptheory.video import GaussianTwin
 
 steps = st.floats(1e-6, 50.0)
 
@@ -111,6 +117,38 @@ def test_perturb_is_reproducible_and_leaves_global_randomness_alone():
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Foreign:
+    """Stands for a generator on a device that is not the CPU."""
+
+    device = torch.device("meta")
+
+
+DRAWS = {
+    "perturb": lambda g: perturb(torch.zeros(2, 3, 1), 0.5, g),
+    "subspace": lambda g: SubspaceData(torch.eye(3), decaying_process(1, 3), 0.1).sample(2, g),
+    "encoder": lambda g: LatentScore(4, 2, DiT(2, 1, 8, 1), g),
+    "basis": lambda g: random_basis(4, 2, g),
+    "mixture": lambda g: random_mixture(1, 2, generator=g),
+    "random weights": lambda g: randomise(torch.nn.Linear(2, 2), g),
+    "shaken weights": lambda g: shake(torch.nn.Linear(2, 2), ("weight",), 0.1, g),
+    "twin": lambda g: GaussianTwin(torch.eye(3)[..., None]).sample(2, g),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_noise_is_drawn_on_the_device_of_the_generator(draw, monkeypatch):
+    """torch refuses a generator of another device than the one that it is told to draw on."""
+    devices, randn = [], torch.randn
+
+    def spy(*shape, generator=None, device=None, **options):
+        devices.append(device)
+        return randn(*shape, **options)
+
+    monkeypatch.setattr(torch, "randn", spy)
+    draw(Foreign())
+    assert devices and all(device == Foreign.device for device in devices)
 
 
 X = torch.zeros(3, 4, 2)

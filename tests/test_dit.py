@@ -90,6 +90,13 @@ def test_true_velocity_gives_the_true_noise(build):
 
 
 @pytest.mark.parametrize("build", NETWORKS)
+def test_integer_steps_are_as_exact_as_numbers(build):
+    model, v = disturbed(build()).double(), sequences()
+    for t in (1, 9):
+        assert_identity(model(v, torch.tensor(t)), model(v, float(t)))
+
+
+@pytest.mark.parametrize("build", NETWORKS)
 def test_network_is_never_asked_about_steps_beyond_the_horizon(build):
     """There it fades with the signal, continuously, whatever its clock would make of such t."""
     model, v = disturbed(build()).double(), sequences()
@@ -265,6 +272,7 @@ def test_sizes_are_what_was_asked_for(depth):
     [
         {"hidden": 20, "heads": 8}, {"hidden": 6, "heads": 2}, {"depth": 0}, {"heads": 0},
         {"attention": "linear"}, {"position": "rotary"}, {"expansion": 1.5},
+        {"hidden": 2, "heads": 1},
     ],
 )  # fmt: skip
 def test_bad_sizes_are_refused(bad):
@@ -275,6 +283,12 @@ def test_bad_sizes_are_refused(bad):
             build(0, 4)
         with pytest.raises(ValueError, match="seq_len must be"):
             build(2, 0)
+
+
+def test_odd_halves_leave_the_sinusoidal_position_an_even_size():
+    assert DiT(2, 8, hidden=6, heads=3).embedding.shape == (8, 2)
+    assert DiT(2, 8, hidden=6, heads=3, position="learned").embedding.shape == (8, 3)
+    assert DiT(2, 8, hidden=2, heads=1, position="none").lift_dim == 2
 
 
 # ---- attention ----------------------------------------------------------------------------------

@@ -108,6 +108,11 @@ def test_least_degree():
     assert degree_for(0.5, 4.0, "taylor") > degree_for(0.5, 4.0)
     with pytest.raises(ValueError, match="beyond double precision"):
         degree_for(1e-3, 16.0)
+    for radius in (-1.0, 0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="radius must be a finite number > 0"):
+            degree_for(0.1, radius)
+    with pytest.raises(ValueError, match=r"kind must be one of .* got 'chebyshev'"):
+        degree_for(0.1, 1.0, "chebyshev")
     with pytest.raises(ValueError, match="error must lie"):
         degree_for(1.0, 1.0)
 

@@ -231,6 +231,35 @@ def test_singular_gaussians():
         gaussian_tv_bounds(flat, full)
 
 
+@given(st.integers(2, 12), seeds, st.sampled_from([1e-9, 1.0, 1e9]))
+def test_rank_is_not_left_to_rounding(dim, seed, scale):
+    """Covariances of rank D/2 in a random position: no eigenvalue is exactly 0."""
+    basis = torch.randn(dim, dim // 2, generator=seeded(seed), dtype=torch.float64)
+    flat, full = scale * basis @ basis.T, random_covariance(dim, generator=seeded(seed))
+    assert gaussian_kl(flat, full) == math.inf
+    with pytest.raises(NotPSDError, match="cov_p must be positive definite"):
+        gaussian_tv_bounds(flat, full)
+    for call in (gaussian_kl, gaussian_tv_bounds):
+        for cov_p in (full, flat):
+            with pytest.raises(NotPSDError, match="cov_q must be positive definite"):
+                call(cov_p, flat)
+
+
+def test_a_regular_covariance_is_not_taken_for_a_singular_one():
+    """A spread of 1e12 between directions is far from rounding, and far from a standard q."""
+    cov = torch.tensor([1.0, 1e-12], dtype=torch.float64).diag()
+    expected = 0.5 * (1e-12 - 1 + math.log(1e12))
+    assert gaussian_kl(cov, torch.eye(2)) == pytest.approx(expected)
+    assert gaussian_kl(cov, cov) == 0
+
+
+def test_covariances_may_require_a_gradient():
+    cov = random_covariance(3, generator=seeded(0))
+    free = cov.clone().requires_grad_()
+    for distance in (gaussian_kl, gaussian_w2, gaussian_tv_bounds):
+        assert distance(free, 2 * free) == distance(cov, 2 * cov)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_distances_take_any_dtype_and_device(device):
     cov_p, cov_q, mean = covariance(3), covariance(3, seed=1), torch.ones(3)

@@ -154,6 +154,21 @@ def test_matern_tends_to_the_squared_exponential():
     assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5, 7.5, math.inf])
+def test_closed_forms_of_matern_are_differentiable(smoothness):
+    lag = torch.linspace(0.1, 20, 50, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Matern(6.0, smoothness), lag)
+
+
+@pytest.mark.parametrize("smoothness", [0.3, 1.0, 1.2, 2.0, 2.7])
+def test_other_matern_kernels_refuse_a_gradient_instead_of_a_wrong_one(smoothness):
+    lag, kernel = torch.linspace(0, 20, 50, dtype=torch.float64), Matern(6.0, smoothness)
+    with pytest.raises(ValueError, match=rf"1/2, 3/2.* got smoothness={smoothness}; detach"):
+        kernel(lag.clone().requires_grad_())
+    with torch.no_grad():
+        assert torch.equal(kernel(lag.clone().requires_grad_()), kernel(lag))
+
+
 @pytest.mark.parametrize("smoothness", [0.3, 0.5, 2.0, 7.7, 30.2])
 def test_matern_decays_to_zero_without_nan(smoothness):
     values = Matern(3.0, smoothness)(torch.logspace(0, 8, 50, dtype=torch.float64))

@@ -112,7 +112,7 @@ def test_smoothed_score_of_a_gaussian(t, noise, seed):
     noisy = GaussianProcess(torch.eye(1), spatial + noise**2 * torch.eye(3).double(), torch.ones(3))
     v = torch.randn(4, 1, 3, generator=seeded(seed), dtype=torch.float64)
     steps = torch.full((4,), t, dtype=torch.float64)
-    for step in (t, steps):
+    for step in (t, steps, torch.tensor(2)):
         found = smoothed(ExactScore(clean), noise)(v, step)
         assert_identity(found, ExactScore(noisy)(v, step), condition=10)
 
@@ -337,6 +337,10 @@ def test_pca_error_of_noisy_samples():
         (lambda: principal_subspace(torch.zeros(3, 2, 4), 2), "x must have shape"),
         (lambda: data().score(torch.zeros(2, 1, 8), 1.0), "v must have shape"),
         (lambda: data().score(torch.zeros(2, 1, 9), 0.0), "finite and > 0"),
+        (
+            lambda: data(noise=0.3).score(torch.zeros(4, 1, 9), torch.ones(3)),
+            r"shape \(4,\), got \(3,\)",
+        ),
         (lambda: data().decode(torch.zeros(2, 4, 1)), "h must have shape"),
         (lambda: LatentScore(9, 4, network())(torch.zeros(2, 9), 1.0), "v must have shape"),
         (lambda: LatentScore(9, 4, network())(torch.zeros(2, 1, 9), -1.0), "finite and > 0"),

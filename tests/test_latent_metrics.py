@@ -152,6 +152,11 @@ def test_rate_is_the_formula(n, epsilon, length):
     assert_identity(log_rate(n, epsilon, length), math.log(plain), condition=10)
 
 
+def test_rate_beyond_every_number():
+    assert log_rate(1e3, 0.01, 80) == math.inf
+    assert log_rate(1e3, 0.01, 70) == pytest.approx(math.log(2) * 1e280)
+
+
 @pytest.mark.statement("HWLSL Remark 3.4")
 @given(st.floats(8, 1e300), st.floats(0.02, 3.0), st.integers(1, 16))
 def test_the_rate_at_its_best_accuracy(n, epsilon, length):

@@ -75,6 +75,10 @@ def test_correlation_with_a_uniform_map_is_zero():
     nearly = uniform * (1 + 1e-16 * torch.arange(7))
     for flat in (uniform, nearly):
         assert maps.off_diagonal_correlation(flat, covariance(7)) == 0
+        assert maps.off_diagonal_correlation(covariance(7), flat) == 0
+    both = torch.stack([covariance(7), uniform])
+    assert (maps.off_diagonal_correlation(both, torch.eye(7)) == 0).all()
+    assert maps.off_diagonal_correlation(both * math.nan, covariance(7)).isnan().all()
 
 
 def test_explained_is_the_r2_of_least_squares():
@@ -171,6 +175,13 @@ def test_jacobian_of_a_network_in_pieces_is_that_of_autograd(monkeypatch, dtype,
             lambda x: denoise(model, x[None], 0.2)[0].flatten(), point
         )
         close(jacobian, expected.flatten(1))
+
+
+def test_jacobian_needs_no_gradients_around_it():
+    law, v = process(4, 2), torch.randn(2, 4, 2, generator=seeded(0), dtype=torch.float64)
+    with torch.no_grad():
+        found = maps.denoiser_jacobian(ExactScore(law), v, 0.2)
+    assert_identity(found[0], maps.exact_jacobian(law, 0.2))
 
 
 def test_jacobian_refuses_what_is_no_sequence():

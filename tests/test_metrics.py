@@ -212,6 +212,18 @@ BAD_INPUT = {
         "at least 1 sequences, got 0",
     ),
     "no variance": (lambda: temporal_covariance(X * 0), "x has no variance"),
+    "no variance but rounding": (
+        lambda: temporal_covariance(torch.full((10, 3, 2), 0.1)),
+        "x has no variance",
+    ),
+    "no variance, many": (
+        lambda: temporal_covariance(torch.full((30_000, 3, 2), -7.7)),
+        "x has no variance",
+    ),
+    "mean of more frames": (
+        lambda: spatial_covariance(X, torch.zeros(100, 2), frame=1),
+        r"got \(100, 2\)",
+    ),
     "mean": (
         lambda: temporal_covariance(X, torch.zeros(4)),
         r"mean must have shape \(4, 2\) or \(2,\), got \(4,\)",

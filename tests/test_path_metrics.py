@@ -40,6 +40,12 @@ def test_step_at_inverts_the_log_signal_to_noise_ratio(t):
     assert_identity(tensor, t, condition=10)
 
 
+def test_step_at_the_ends_of_the_clock():
+    for h in (-800.0, -1e-3, 0.0, 1e-3, 300.0):
+        assert_identity(step_at(h), step_at(torch.tensor(h, dtype=torch.float64)))
+    assert step_at(-1e4) == 2e4 and step_at(half_log_snr(800.0)) == 800.0
+
+
 @pytest.mark.parametrize("n", [1, 7, 1000])
 def test_stratified_steps_have_one_in_every_stratum(n):
     t = stratified_steps(n, 0.005, 8.0, seeded(0))

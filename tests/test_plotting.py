@@ -1,5 +1,7 @@
 """The animation player: plain HTML that says what it shows, and starts at rest."""
 
+import json
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -17,7 +19,7 @@ def test_player_has_every_frame_words_for_it_and_no_network():
     page = player()
     # the last frame is there twice: it is shown before anything is played
     assert page.count("data:image/png;base64,") == 4
-    assert 'alt="a &quot;label&quot;"' in page and "two &lt;b&gt;" in page
+    assert 'alt="a &quot;label&quot;"' in page and r"two \u003cb>" in page
     assert 'max="2" value="2"' in page and "http" not in page
     assert page == player()  # the same bytes every time
 
@@ -28,6 +30,17 @@ def test_player_starts_at_rest_and_loops_only_if_asked():
     for page in (once, forever):
         before_click = page.split('addEventListener("click"')[0]
         assert "setInterval" not in before_click and "autoplay" not in page
+
+
+def test_captions_reach_the_screen_as_they_are():
+    """In the script they are strings, set as text; in the page's markup they are escaped."""
+    captions = ['t < 1 & "x"', r"C:\new </script>", "σ² − 1"]
+    page = plotting.animation(plt.figure(), lambda k: None, captions, "words")
+    literal = next(x for x in page.splitlines() if x.startswith("  const captions = "))
+    assert json.loads(literal.removeprefix("  const captions = ").removesuffix(";")) == captions
+    assert page.count("</script>") == 1 and ">σ² − 1</output>" in page
+    page = plotting.animation(plt.figure(), lambda k: None, captions[:1], "words")
+    assert ">t &lt; 1 &amp; &quot;x&quot;</output>" in page
 
 
 def test_player_of_too_many_bytes_is_refused(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from strategies import process, seeded
 from tolerances import assert_identity
 
+from gptheory import growth
 from gptheory.dit import Attention, DiT
 from gptheory.experiments import Data
 from gptheory.exppoly import exp_polynomial
@@ -147,6 +148,17 @@ def test_experiments_run_and_are_stored(tmp_path):
     assert quality.loc[12, "path_kl"] == pytest.approx(quality.loc[-1, "path_kl"], rel=1e-3)
     assert len(result.table("ranges")) == 2 * 4
     assert result.arrays["paths.12"].shape == (4, 4, 2)
+
+
+def test_clock_of_an_accelerator_waits_for_it(monkeypatch):
+    """With what torch 2.4 has: ``torch.accelerator`` is younger."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.delattr(torch, "accelerator", raising=False)
+    assert growth._timed(lambda: calls.append("work"), torch.device("cuda")) >= 0
+    assert calls == ["wait", "work", "wait"]
+    growth._timed(lambda: calls.append("work"), torch.device("cpu"))
+    assert calls == ["wait", "work", "wait", "work"]
 
 
 def test_growth_is_measured_and_stored(tmp_path):

@@ -159,6 +159,23 @@ def test_denoiser_of_any_score_is_tweedies_formula(t, seed):
     assert_identity(recovered, v + sigma(t) ** 2 * value)
 
 
+@pytest.mark.parametrize("t", [10.0, 20.0])
+def test_rounding_of_the_denoiser_grows_with_t(t):
+    """As its docstring says: single precision loses about u e^{t/2}."""
+    law = process(6, 2)
+    v = points(law, 20)
+    error = (denoise(ExactScore(law), v.float(), t) - denoise(ExactScore(law), v, t)).abs().max()
+    size = torch.finfo(torch.float32).eps / 2 * math.exp(t / 2)
+    assert size / 10 < error < 10 * size
+
+
+def test_integer_steps_are_as_exact_as_numbers():
+    score, v = ExactScore(process(4, 2)), points(process(4, 2), 3)
+    assert_identity(score(v, torch.tensor(1)), score(v, 1.0))
+    steps = torch.tensor([1, 2, 1])
+    assert_identity(score(v, steps), score(v, steps.double()))
+
+
 def test_no_denoiser_does_better_than_the_exact_one():
     """Mean square error = tr Cov[x | v]; residuals are uncorrelated with the observation."""
     law, t, n = process(seq_len=4, dim=2, seed=3), 0.7, 20_000

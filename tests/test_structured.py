@@ -7,6 +7,7 @@ import torch
 from strategies import process, seeded
 from tolerances import assert_float32, assert_identity
 
+from gptheory import structured
 from gptheory.diffusion import alpha, sigma
 from gptheory.kernels import PowerExponential, gram, random_covariance
 from gptheory.metrics import path_kl, relative_error
@@ -152,10 +153,56 @@ def test_kronecker_estimate_is_a_maximum_of_the_likelihood():
     assert_identity(law.gram().trace(), 4.0)
 
 
-def test_kronecker_estimate_needs_enough_sequences():
-    with pytest.raises(ValueError, match=r"needs more than 5.2 sequences, got 5"):
-        kronecker_mle(process(8, 2).sample(5, seeded(0)))
-    kronecker_mle(process(8, 2).sample(6, seeded(0)))
+@pytest.mark.parametrize(
+    ("seq_len", "dim", "needed"),
+    [(8, 2, 6), (2, 2, 4), (4, 2, 4), (2, 3, 3), (3, 8, 4), (3, 1, 4), (1, 3, 4), (1, 1, 2)],
+)
+def test_kronecker_estimate_needs_enough_sequences(seq_len, dim, needed):
+    """From as many as are needed on, the flip-flop ends at the same law from either side."""
+    x = torch.randn(needed, seq_len, dim, generator=seeded(0), dtype=torch.float64)
+    if needed > 2:
+        with pytest.raises(ValueError, match=rf"needs {needed} sequences, got {needed - 1}"):
+            kronecker_mle(x[1:])
+    law, mirrored = kronecker_mle(x), kronecker_mle(x.transpose(1, 2))
+    other = torch.kron(mirrored.spatial, mirrored.gram())
+    assert relative_error(other, law.covariance()) < 1e-5
+
+
+def test_kronecker_estimate_of_one_coordinate_is_the_sample_covariance():
+    x = torch.randn(4, 3, 1, generator=seeded(0), dtype=torch.float64)
+    assert_identity(kronecker_mle(x).covariance(), x[..., 0].T.cov(correction=0), condition=1e3)
+
+
+def test_kronecker_estimate_goes_on_until_it_converges(monkeypatch):
+    """Few sequences make the flip-flop slow: here 100 turns were 1.5 % off."""
+    x = torch.randn(6, 8, 2, generator=seeded(6), dtype=torch.float64)
+    law, centred = kronecker_mle(x), x - x.mean(dim=0)
+    own = torch.einsum("nid,de,nje->ij", centred, law.spatial.inverse(), centred) / (6 * 2)
+    assert relative_error(own, law.gram()) < 1e-7  # a fixed point
+    monkeypatch.setattr(structured, "FLIP_FLOPS", 100)
+    with pytest.warns(RuntimeWarning, match=r"not converged: its last turn of 100 changed"):
+        assert relative_error(kronecker_mle(x).gram(), law.gram()) > 5e-3
+
+
+FLAT = torch.randn(9, 4, 3, generator=seeded(0)) * torch.tensor([1.0, 1.0, 0.0]) + 0.1
+EQUAL = torch.full((1000, 1, 1), 0.1, dtype=torch.float64)  # whose mean is rounded
+BAD_SAMPLES = {
+    "too few frames": (toeplitz_moments, torch.randn(2, 3, 8), "8 coordinates of x.* has rank 5"),
+    "fewer still": (toeplitz_moments, torch.randn(2, 1, 4), "4 coordinates of x.* has rank 1"),
+    "constant": (toeplitz_moments, torch.full((10, 3, 2), 0.1), "2 coordinates of x.* has rank 0"),
+    "constant, d = 1": (toeplitz_moments, EQUAL, "rank 0"),
+    "a constant coordinate": (toeplitz_moments, FLAT, "3 coordinates of x.* has rank 2"),
+    "for Kronecker too": (kronecker_mle, FLAT, "3 coordinates of x.* has rank 2"),
+    "a constant frame": (kronecker_mle, FLAT.transpose(1, 2), "3 frames of x.* has rank 2"),
+    "all equal": (kronecker_mle, torch.ones(6, 2, 2), "2 frames of x.* has rank 0"),
+    "all equal, d = 1": (kronecker_mle, EQUAL, "rank 0"),
+}
+
+
+@pytest.mark.parametrize(("estimate", "x", "message"), BAD_SAMPLES.values(), ids=BAD_SAMPLES)
+def test_samples_without_a_covariance_are_refused(estimate, x, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(x)
 
 
 def test_toeplitz_moments_by_hand():

@@ -281,7 +281,7 @@ def test_cells_that_fail_are_recorded_and_do_not_take_the_rest_down(tmp_path, mo
     good = Cell(estimator="stationary", n=8, **SMALL)
     too_few = Cell(estimator="kronecker", n=3, seq_len=8, dim=1)
     diverging = Cell(n=4, **SMALL, learning_rate=1e30)
-    with pytest.warns(UserWarning, match="2 of 3 cells failed; the first, .*more than 9.1 seq"):
+    with pytest.warns(UserWarning, match="2 of 3 cells failed; the first, .*needs 9 sequences"):
         table = sweep([too_few, good, diverging], tmp_path)
     assert list(table["error"].isna()) == [False, True, False]
     assert re.match("ValueError: a Kronecker maximum", table["error"][0])

@@ -124,6 +124,13 @@ def test_motion_of_a_path_that_is_known():
     assert_float32(motion.error, expected)
 
 
+def test_one_frame_does_not_move():
+    with pytest.raises(ValueError, match="seq_len must be an integer >= 2, got 1"):
+        video.true_motion(KERNEL, 1, 4.5)
+    with pytest.raises(ValueError, match="number of frames must be an integer >= 2, got 1"):
+        video.measured_motion(torch.ones(3, 1, 2), KERNEL)
+
+
 @pytest.mark.statement("FDGWC Semi-synthetic video")
 def test_measured_motion_of_true_paths_is_the_exact_one_within_its_floor():
     n = 4000

@@ -122,17 +122,18 @@ def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     Least squares of log error on log n; the interval is Student's.
 
     Args:
-        n: sizes, more than two values, not all equal.
+        n: sizes > 0, more than two values, not all equal.
         error: positive errors, same shape; repetitions with other seeds count as points.
 
     Raises:
-        ValueError: for fewer than three points, equal sizes, or errors that are not positive.
+        ValueError: for fewer than three points, equal sizes, or numbers that are not positive.
     """
     n, error = np.asarray(n, float), np.asarray(error, float)
     if n.shape != error.shape or n.size < 3 or np.ptp(n) == 0:
         raise ValueError(f"a slope needs three or more points of several sizes, got n = {n}")
-    if not (np.isfinite(error) & (error > 0)).all():
-        raise ValueError(f"errors must be positive and finite, got {error}")
+    for name, values in (("sizes", n), ("errors", error)):
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(f"{name} must be positive and finite, got {values}")
     fit = stats.linregress(np.log(n), np.log(error))
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, n.size - 2) * fit.stderr
     return float(fit.slope), float(reach)

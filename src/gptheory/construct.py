@@ -88,6 +88,7 @@ def build_score_transformer(
     depth = DEFAULT_DEPTH[form] if multiplication_depth is None else multiplication_depth
     require_count("multiplication_depth", depth)
     _require_range(t_min, t_max)
+    process = process.to("cpu")  # where weights are built
     reference = UnrolledScore(process, steps, bandwidth, taper, method)
     reference.extremes(t_min)  # the step at which the iteration is hardest
     seq_len = process.seq_len

@@ -57,7 +57,8 @@ def step_at(half_log_snr: float | Tensor) -> float | Tensor:
     """
     if isinstance(half_log_snr, Tensor):
         return torch.logaddexp(-2 * half_log_snr, torch.zeros_like(half_log_snr))
-    return math.log1p(math.exp(-2 * half_log_snr))
+    # log(1 + e^a) = max(a, 0) + log(1 + e^-|a|), whose exponential cannot overflow
+    return max(-2 * half_log_snr, 0.0) + math.log1p(math.exp(-2 * abs(half_log_snr)))
 
 
 def stratified_steps(
@@ -77,15 +78,25 @@ def stratified_steps(
         ValueError: for n < 1 or unless 0 < t_min < t_max.
     """
     require_count("n", n)
-    require_positive("t_min", t_min)
-    require_positive("t_max", t_max)
-    if t_min >= t_max:
-        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
+    require_range(t_min, t_max)
     device = None if generator is None else generator.device
     within = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     uniform = (torch.arange(n, device=device) + within) / n
     low, high = half_log_snr(t_max), half_log_snr(t_min)
     return step_at(low + (high - low) * uniform)
+
+
+def require_range(t_min: float, t_max: float) -> None:
+    """Raise unless 0 < t_min < t_max, both finite."""
+    require_positive("t_min", t_min)
+    require_positive("t_max", t_max)
+    if t_min >= t_max:
+        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
+
+
+def floating_step(t: float | Tensor) -> float | Tensor:
+    """The step; integers in a tensor as float64, for torch takes their exponentials in float32."""
+    return t.double() if isinstance(t, Tensor) and not t.is_floating_point() else t
 
 
 def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor]:
@@ -105,9 +116,16 @@ def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor
         return alpha(t), sigma(t)
     if t.shape not in ((), (1,), (len(v),)):
         raise ValueError(f"t must be a number or have shape ({len(v)},), got {tuple(t.shape)}")
+    t = floating_step(t)
     # exponentials in t's own dtype: a float64 step keeps its accuracy beside float32 data
     shape = (-1, 1, 1) if t.ndim else ()
     return tuple(level(t).to(v).reshape(shape) for level in (alpha, sigma))
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers, shape, dtype and device of x, drawn on the generator's device."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
 def perturb(
@@ -128,7 +146,6 @@ def perturb(
     """
     require_sequences("x", x)
     require_step(t)
-    device = x.device if generator is None else generator.device
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+    noise = normal_like(x, generator)
     signal_level, noise_level = levels(t, x)
     return signal_level * x + noise_level * noise, noise

@@ -127,8 +127,9 @@ class DiT(ScoreNetwork):
         expansion: see :class:`Block`.
         attention: ``"softmax"``, ``"relu"``, ``"relu-mean"`` or ``"relu-rows"``; see
             :class:`Attention`.
-        position: e_i of size hidden / 2: ``"sinusoidal"`` with periods from 4 to 4N frames,
-            ``"learned"``; or of size 2: ``"circle"``, the paper's, with period 2N; or ``"none"``.
+        position: e_i of size hidden / 2: ``"sinusoidal"`` with periods from 4 to 4N frames (pairs
+            of coordinates, so rounded down to an even size), ``"learned"``; or of size 2:
+            ``"circle"``, the paper's, with period 2N; or ``"none"``.
         fused: see :class:`Attention`.
         generator: source of the initial weights.
 
@@ -197,16 +198,22 @@ def frame_embedding(kind: str, seq_len: int, size: int) -> Tensor:
     Args:
         kind: ``"sinusoidal"``, ``"circle"``, ``"learned"`` (its random start) or ``"none"``.
         seq_len: N.
-        size: columns of the sinusoidal and the learned embedding.
+        size: columns of the sinusoidal and the learned embedding; of the sinusoidal one, which
+            has pairs, one less where it is odd.
 
     Returns:
         (N, size), (N, 2) for the circle, (N, 0) for none; float32.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind, or a size that leaves no pair.
     """
     require_count("seq_len", seq_len)
     if kind == "sinusoidal":
+        if size < 2:
+            raise ValueError(
+                "sinusoidal positions take two coordinates or more, half of a hidden width of at"
+                f" least 4; got {size}"
+            )
         ends = (math.log(SHORTEST_PERIOD), math.log(max(4.0 * seq_len, SHORTEST_PERIOD)))
         periods = torch.linspace(*ends, size // 2).exp()
         return torch.cat([time_embedding(seq_len, p.item()).float() for p in periods], dim=1)

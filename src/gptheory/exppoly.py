@@ -107,9 +107,7 @@ def exp_polynomial(degree: int, radius: float, kind: str = "minimax") -> ExpPoly
             or a radius that is not > 0.
     """
     require_count("degree", degree, minimum=0)
-    require_positive("radius", radius)
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    _require_interval(radius, kind)
     if radius > LARGEST_RADIUS:
         raise ValueError(
             f"no polynomial has a relative error below 1 on [-{radius:.4g}, {radius:.4g}] in double"
@@ -137,10 +135,12 @@ def degree_for(error: float, radius: float, kind: str = "minimax") -> int:
     """The least degree whose certified relative error is at most ``error``.
 
     Raises:
-        ValueError: for an error outside (0, 1), or one that double precision cannot certify.
+        ValueError: for an error outside (0, 1), or one that double precision cannot certify; for
+            a radius that is not > 0, or an unknown kind.
     """
     if not 0 < error < 1:
         raise ValueError(f"error must lie in (0, 1), got {error!r}")
+    _require_interval(radius, kind)
     for degree in range(int(2 * radius + 20)):
         try:
             if exp_polynomial(degree, radius, kind).relative_error <= error:
@@ -184,6 +184,12 @@ def rank_exponent(b: float, log_length: float, eps: float | None = None) -> floa
     degree = int(np.argmax(_log_chebyshev_tails(radius, log_tolerance) <= log_tolerance))
     log_rank = gammaln(log_length + degree + 1) - gammaln(log_length + 1) - gammaln(degree + 1)
     return float(log_rank / log_length)
+
+
+def _require_interval(radius: float, kind: str) -> None:
+    require_positive("radius", radius)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
 
 
 def _log_chebyshev_tails(radius: float, log_tolerance: float) -> np.ndarray:

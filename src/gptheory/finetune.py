@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .construct import build_score_transformer
-from .diffusion import perturb
+from .diffusion import normal_like, perturb
 from .experiments import Data
+from .maps import lag_profile
 from .metrics import path_kl, relative_error
 from .process import GaussianProcess
 from .results import save_result
@@ -114,7 +115,7 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            draw = torch.randn(parameter.shape, generator=generator)
+            draw = normal_like(parameter, generator)
             parameter.copy_(draw / (4 * math.sqrt(parameter.shape[-1])))
 
 
@@ -125,8 +126,7 @@ def shake(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(names):
-                noise = torch.randn(weight.shape, generator=generator)
-                weight.mul_(1 + size * noise.to(weight))
+                weight.mul_(1 + size * normal_like(weight, generator))
 
 
 def attention_scores(network: ScoreTransformer, v: Tensor, t: float) -> Tensor:
@@ -139,10 +139,7 @@ def attention_scores(network: ScoreTransformer, v: Tensor, t: float) -> Tensor:
 def toeplitz_defect(maps: Tensor) -> float:
     """Relative distance of (…, N, N) maps from their averages along diagonals."""
     index = torch.arange(maps.shape[-1], device=maps.device)
-    lag = (index[:, None] - index).flatten() + len(index) - 1
-    sums = maps.new_zeros(*maps.shape[:-2], 2 * len(index) - 1).index_add(-1, lag, maps.flatten(-2))
-    counts = torch.bincount(lag)
-    return relative_error((sums / counts)[..., lag].view_as(maps), maps)
+    return relative_error(lag_profile(maps)[..., index - index[:, None] + len(index) - 1], maps)
 
 
 def _runs(

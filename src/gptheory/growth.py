@@ -192,15 +192,17 @@ def _measured(settings: Growth, seq_len: int, device: torch.device) -> dict[str,
 
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> float:
-    clock = time.process_time
-    if device.type != "cpu":
-        clock = time.perf_counter
-        torch.accelerator.synchronize()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    _wait_for(device)
     start = clock()
     call()
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+    _wait_for(device)
     return clock() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":  # torch.cuda; torch.accelerator, for all kinds, came with torch 2.6
+        getattr(torch, device.type).synchronize()
 
 
 def _address(x: Tensor) -> int:

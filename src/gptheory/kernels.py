@@ -85,7 +85,8 @@ class Matern(Kernel):
         smoothness: :math:`\nu > 0`; sample paths have derivatives of every order below it.
 
     Raises:
-        ValueError: for a parameter that is not positive.
+        ValueError: for a parameter that is not positive; or lags that require a gradient, unless
+            the kernel is one of the closed forms: Bessel functions are evaluated outside torch.
 
     Accuracy: 1e-13 relative to the value at lag 0, in float64.
     """
@@ -103,6 +104,11 @@ class Matern(Kernel):
         if self.smoothness == math.inf:
             return torch.exp(-(r**2) / 2)
         x = math.sqrt(2 * self.smoothness) * r
+        if x.requires_grad and self.smoothness % 1 != 0.5:
+            raise ValueError(
+                "only Matérn kernels of smoothness 1/2, 3/2, 5/2, … or inf can be differentiated,"
+                f" got smoothness={self.smoothness!r}; detach the lag"
+            )
         order = self.smoothness - math.ceil(self.smoothness) + 1  # in (0, 1]
         log_value = _log_matern(order, x)
         if self.smoothness > 1:

@@ -16,7 +16,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .diffusion import alpha, levels
+from .diffusion import alpha, floating_step, levels, normal_like
 from .mixture import GaussianMixture
 from .precondition import ScoreNetwork
 from .process import GaussianProcess
@@ -79,9 +79,7 @@ class SubspaceData:
         """Draw n vectors, (n, 1, D); arguments and errors as for the latent law."""
         x = self.decode(self.latent.sample(n, generator, dtype))
         if self.noise:
-            source = x.device if generator is None else generator.device
-            white = torch.randn(x.shape, generator=generator, dtype=dtype, device=source)
-            x = x + self.noise * white.to(x)
+            x = x + self.noise * normal_like(x, generator)
         return x
 
     def encode(self, v: Tensor) -> Tensor:
@@ -143,6 +141,8 @@ def smoothed(score: Score, noise: float) -> Score:
 
     def shifted(v: Tensor, t: float | Tensor) -> Tensor:
         require_step(t)
+        levels(t, v)  # raises for steps that do not fit the batch
+        t = floating_step(t)
         log = torch.log1p if isinstance(t, Tensor) else math.log1p
         growth = log(noise**2 * alpha(t) ** 2)  # log c², as α² + σ² = 1
         size = (growth / 2).exp() if isinstance(t, Tensor) else math.exp(growth / 2)
@@ -196,7 +196,7 @@ class LatentScore(nn.Module):
         _require_tokens(network, latent_dim)
         self.dim, self.latent_dim, self.network = ambient_dim, latent_dim, network
         self.noise = noise
-        free = torch.randn(ambient_dim, latent_dim, generator=generator)
+        free = normal_like(torch.empty(ambient_dim, latent_dim), generator)
         self.free = nn.Parameter(encoder_scale * free)
 
     @property
@@ -256,13 +256,15 @@ class FullScore(nn.Module):
 
 
 def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator | None) -> Tensor:
-    """A basis (D, d_0) of a uniformly random subspace, float64.
+    """A basis (D, d_0) of a uniformly random subspace, float64, on the generator's device.
 
     Raises:
         ValueError: unless 1 <= d_0 <= D.
     """
     _require_sizes(ambient_dim, latent_dim)
-    free = torch.randn(ambient_dim, latent_dim, generator=generator, dtype=torch.float64)
+    device = None if generator is None else generator.device
+    draw = {"generator": generator, "dtype": torch.float64, "device": device}
+    free = torch.randn(ambient_dim, latent_dim, **draw)
     return torch.linalg.qr(free)[0]
 
 

@@ -159,6 +159,9 @@ def log_rate(n: float, epsilon: float, length: int) -> float:
         epsilon: ε > 0, accuracy of the approximation.
         length: L, tokens of the latent.
 
+    Returns:
+        The logarithm; infinite where it, too, overflows.
+
     Raises:
         ValueError: for numbers out of range.
     """
@@ -166,7 +169,11 @@ def log_rate(n: float, epsilon: float, length: int) -> float:
     require_count("length", length)
     if not n >= 1:
         raise ValueError(f"n must be at least 1, got {n!r}")
+    try:
+        power = float(epsilon) ** (-2 * length)
+    except OverflowError:
+        return math.inf
     base = -math.log(n) / 3
-    terms = (base + math.log(2) * epsilon ** (-2 * length), base, 2 * math.log(epsilon))
+    terms = (base + math.log(2) * power, base, 2 * math.log(epsilon))
     top = max(terms)
     return top + math.log(sum(math.exp(term - top) for term in terms))

@@ -48,13 +48,10 @@ def off_diagonal_correlation(maps: Tensor, target: Tensor) -> Tensor:
     The diagonal is left out, because there the residual connection can do the same.
 
     Returns:
-        (…,) in float64; 0 for a map that is constant off the diagonal.
+        (…,) in float64; 0 where the map or the target is constant off the diagonal.
     """
-    a, b = (_off_diagonal(x) for x in (maps, target.to(maps.device)))
-    resolution = 1e-12 * a.norm(dim=-1)
-    a, b = (x - x.mean(dim=-1, keepdim=True) for x in (a, b))
-    flat = a.norm(dim=-1) <= resolution
-    return (a @ b / (a.norm(dim=-1) * b.norm())).masked_fill(flat, 0)
+    a, b = (_standardised(_off_diagonal(x)) for x in (maps, target.to(maps.device)))
+    return a @ b
 
 
 def explained(target: Tensor, maps: Tensor, diagonal: bool = True) -> float:
@@ -130,7 +127,9 @@ def denoiser_jacobian(score: Score, v: Tensor, t: float) -> Tensor:
         rows = jacobian.split(max(1, JACOBIAN_TOKENS // v.shape[1]))
         for some, out in zip(units.split(len(rows[0])), rows, strict=True):
             at = point.expand_as(some).clone().requires_grad_()  # one copy for each row
-            out.copy_(torch.autograd.grad(denoise(score, at, t), at, some)[0].flatten(1))
+            with torch.enable_grad():
+                clean = denoise(score, at, t)
+            out.copy_(torch.autograd.grad(clean, at, some)[0].flatten(1))
     return jacobians
 
 
@@ -141,6 +140,13 @@ def exact_jacobian(process: GaussianProcess, t: float) -> Tensor:
         (N·d, N·d) in float64, dense.
     """
     return alpha(t) * denoising_operator(process.covariance(), t)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Vectors (…, n) with mean 0 and norm 1, or 0 where they are constant."""
+    rest = x - x.mean(dim=-1, keepdim=True)
+    size = rest.norm(dim=-1, keepdim=True)
+    return (rest / size).masked_fill(size <= 1e-12 * x.norm(dim=-1, keepdim=True), 0)
 
 
 def _off_diagonal(maps: Tensor) -> Tensor:

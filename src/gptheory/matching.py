@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .diffusion import half_log_snr, levels, perturb, step_at, stratified_steps
+from .diffusion import half_log_snr, levels, perturb, require_range, step_at, stratified_steps
 from .score import Score
+from .validation import require_count
 
 TIMES = ("logsnr", "uniform", "normal")
 WEIGHTS = ("velocity", "noise")
@@ -41,6 +42,9 @@ def matching_loss(
     Returns:
         A number, differentiable in the weights of the score. Its minimum is not 0: z cannot be
         known from v_t.
+
+    Raises:
+        ValueError: for a wrong shape, a step that is not finite and > 0, or an unknown weight.
     """
     v, noise = perturb(x, t, generator)
     return matching_error(score(v, t), noise, t, weight).square().mean()
@@ -52,7 +56,12 @@ def matching_error(score: Tensor, noise: Tensor, t: float | Tensor, weight: str)
     Args:
         score, noise: :math:`\hat s(v_t, t)` and z, (batch, N, d).
         t, weight: as in :func:`matching_loss`.
+
+    Raises:
+        ValueError: for an unknown weight.
     """
+    if weight not in WEIGHTS:
+        raise ValueError(f"weight must be one of {WEIGHTS}, got {weight!r}")
     signal_level, noise_level = levels(t, score)
     error = noise_level * score + noise
     return error / signal_level if weight == "velocity" else error
@@ -76,7 +85,14 @@ def matching_steps(
 
     Returns:
         (n,) in float64.
+
+    Raises:
+        ValueError: for n < 1, an unknown law, or unless 0 < t_min < t_max.
     """
+    if law not in TIMES:
+        raise ValueError(f"law must be one of {TIMES}, got {law!r}")
+    require_count("n", n)
+    require_range(t_min, t_max)
     if law == "logsnr":
         return stratified_steps(n, t_min, t_max, generator)
     device = None if generator is None else generator.device

@@ -60,8 +60,10 @@ def temporal_covariance(x: Tensor, mean: Tensor | None = None) -> Tensor:
     """
     total = _second_moment(x, mean, lambda frames: frames.transpose(0, 1).flatten(1))
     scale = total.diagonal().mean()
-    if scale <= 0:
-        raise ValueError("x has no variance: every sequence equals the mean")
+    # what the rounding of a mean leaves of sequences that are all equal
+    rounding = 16 * torch.finfo(x.dtype).eps * x[0].abs().max()
+    if scale <= len(x) * x.shape[2] * rounding**2:
+        raise ValueError("x has no variance above rounding: every sequence equals the mean")
     return (total / scale).to(x)
 
 
@@ -86,6 +88,7 @@ def spatial_covariance(x: Tensor, mean: Tensor | None = None, frame: int | None 
         require_sequences("x", x)
         if not 0 <= frame < x.shape[1]:
             raise ValueError(f"frame must lie in 0..{x.shape[1] - 1}, got {frame!r}")
+        _require_mean(x, mean)
         x = x[:, frame : frame + 1]
         mean = mean[frame] if mean is not None and mean.ndim == 2 else mean
     total = _second_moment(x, mean, lambda frames: frames.flatten(0, 1).T)
@@ -364,11 +367,7 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
     needed = 2 if mean is None else 1
     if len(x) < needed:
         raise ValueError(f"x must hold at least {needed} sequences, got {len(x)}")
-    if mean is not None and mean.shape not in (x.shape[1:], x.shape[2:]):
-        raise ValueError(
-            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
-            f" got {tuple(mean.shape)}"
-        )
+    _require_mean(x, mean)
     mean = x.mean(dim=0) if mean is None else mean.to(x)
     total = 0.0
     for frames in x.split(max(1, CHUNK_VALUES // x[0].numel())):
@@ -378,3 +377,11 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
         require_finite("x", x)
         raise ValueError(f"x is too large for products in {x.dtype}: rescale it or use float64")
     return total
+
+
+def _require_mean(x: Tensor, mean: Tensor | None) -> None:
+    if mean is not None and mean.shape not in (x.shape[1:], x.shape[2:]):
+        raise ValueError(
+            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
+            f" got {tuple(mean.shape)}"
+        )

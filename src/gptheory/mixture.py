@@ -145,7 +145,8 @@ def random_mixture(
         seq_len, dim: L and d.
         components: K.
         spread: s in (0, 1), variance of a coordinate within a component.
-        generator: source of the directions of the means, which are uniform.
+        generator: source of the directions of the means, which are uniform; its device is the
+            mixture's.
 
     Raises:
         ValueError: for counts below 1 or a spread outside (0, 1).
@@ -155,9 +156,11 @@ def random_mixture(
     if not 0 < spread < 1:
         raise ValueError(f"spread must lie in (0, 1), got {spread!r}")
     size = seq_len * dim
-    means = torch.randn(components, size, generator=generator, dtype=torch.float64)
+    device = None if generator is None else generator.device
+    draw = {"generator": generator, "dtype": torch.float64, "device": device}
+    means = torch.randn(components, size, **draw)
     means = means / means.norm(dim=1, keepdim=True) * math.sqrt((1 - spread) * size)
-    covariance = spread * torch.eye(size, dtype=torch.float64)
+    covariance = spread * torch.eye(size).to(means)
     return GaussianMixture(means.view(components, seq_len, dim), covariance)
 
 

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 from collections.abc import Callable, Sequence
 from string import Template
 
@@ -143,7 +144,7 @@ def animation(
         picture=pictures[-1],
         pictures=",\n".join(f'"{p}"' for p in pictures),
         caption=html.escape(captions[-1]),
-        captions=",".join(f'"{html.escape(c)}"' for c in captions),
+        captions=",".join(_javascript(c) for c in captions),
     )
     if len(page) > ANIMATION_LIMIT:
         raise ValueError(
@@ -151,6 +152,11 @@ def animation(
             " use fewer frames or a smaller figure"
         )
     return page
+
+
+def _javascript(text: str) -> str:
+    """A string literal; no tag in it can end the script that it stands in."""
+    return json.dumps(text, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _png(figure: Figure) -> str:

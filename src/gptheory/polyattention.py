@@ -96,8 +96,8 @@ def poly_attention(
     Accuracy: within ``exp_polynomial(...).error_bound`` × the largest \|v\| of softmax attention;
     on top of it rounding, of order :math:`u\,e^{2R}`.
     """
-    scale = 1 / q.shape[-1] if scale is None else float(scale)
     _require_attention(q, k, v)
+    scale = 1 / q.shape[-1] if scale is None else float(scale)
     polynomial = _certified(q, k, scale, degree, radius, kind, beyond)
     require_count("chunk", chunk)
     weights = _weights(q.shape[-1], polynomial, scale).to(q)[:, None]
@@ -211,8 +211,8 @@ def attention_gradient(
     :math:`\gamma = \max_i \|c_i\|_1`, an entry in row b is off by at most
     :math:`\lambda\,\beta\,h\,a\,(3\gamma + 2 d_v h) \sum_i |A_{1,ib}|`.
     """
-    scale = 1 / left.shape[-1] if scale is None else scale
     _require_gradient(left, right, weight, values, target)
+    scale = 1 / left.shape[-1] if scale is None else scale
     products = (values[:, :, None] * right[:, None]).flatten(1)  # H • A_2, (M, d_v d)
     wide = torch.cat([values, right, products], dim=1)
     mixed = poly_attention(left @ weight, right, wide, degree, scale, **options)
@@ -236,8 +236,8 @@ def exact_attention_gradient(
 
     Takes and returns what :func:`attention_gradient` does, without the polynomial's arguments.
     """
-    scale = 1 / left.shape[-1] if scale is None else scale
     _require_gradient(left, right, weight, values, target)
+    scale = 1 / left.shape[-1] if scale is None else scale
     f = (scale * left @ weight @ right.T).softmax(dim=1)
     q = (f @ values - target) @ values.T
     rho = (f * q).sum(dim=1, keepdim=True)
@@ -335,7 +335,7 @@ def _require_gradient(
 ) -> None:
     """Raise unless the shapes fit together."""
     shapes = [tuple(x.shape) for x in (left, right, weight, values, target)]
-    if all(len(shape) == 2 for shape in shapes):
+    if all(len(shape) == 2 and min(shape) > 0 for shape in shapes):
         (n, d), (m, width) = shapes[0], values.shape
         if shapes == [(n, d), (m, d), (d, d), (m, width), (n, width)]:
             return

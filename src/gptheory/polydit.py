@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from .metrics import (
     score_error,
     temporal_covariance,
 )
+from .probe import record
 from .process import GaussianProcess
 from .results import load_result, save_result
 from .sample import sample
@@ -127,26 +127,12 @@ def logit_ranges(
         Columns ``layer`` (from 1), ``t``, ``range`` and ``centred``.
     """
     x, rows = process.sample(n, generator), []
-
-    def hook(layer: int, t: float) -> Callable[..., None]:
-        def look(attention: dit.Attention, inputs: tuple[Tensor]) -> None:
-            query, key, _ = attention.query_key_value(inputs[0])
-            centred = key - key.mean(dim=-2, keepdim=True)
-            reach = [attention.logits(query, k).abs().max().item() for k in (key, centred)]
-            rows.append({"layer": layer, "t": t, "range": reach[0], "centred": reach[1]})
-
-        return look
-
     for t in steps:
-        hooks = [
-            block.attention.register_forward_pre_hook(hook(layer, t))
-            for layer, block in enumerate(network.blocks, start=1)
-        ]
-        try:
-            network(perturb(x, t, generator)[0], t)
-        finally:
-            for handle in hooks:
-                handle.remove()
+        for seen in record(network, perturb(x, t, generator)[0], t):
+            query, key, _ = seen.layer.query_key_value(seen.inputs)
+            centred = key - key.mean(dim=-2, keepdim=True)
+            reach = [seen.layer.logits(query, k).abs().max().item() for k in (key, centred)]
+            rows.append({"layer": seen.index + 1, "t": t, "range": reach[0], "centred": reach[1]})
     return pd.DataFrame(rows)
 
 

@@ -24,7 +24,7 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
-from .diffusion import alpha, half_log_snr, levels
+from .diffusion import alpha, floating_step, half_log_snr, levels
 from .validation import require_count, require_sequences, require_step
 
 HORIZON = 8.0  # diffusion step beyond which a network is continued by its asymptote
@@ -97,7 +97,7 @@ class ScoreNetwork(nn.Module):
         signal, noise = levels(t, v)
         if not isinstance(t, Tensor):
             t = torch.full((1,), t, dtype=torch.float64)
-        t = t.to(v.device).reshape(-1)
+        t = floating_step(t).to(v.device).reshape(-1)
         seen = t.clamp(max=HORIZON)
         velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen)).to(v)
         fading = (alpha(t) / alpha(seen)).to(v)[:, None, None]  # 1 up to the horizon

@@ -56,7 +56,8 @@ class GaussianProcess:
         dim: d.
 
     Raises:
-        NotPSDError: if a factor has an eigenvalue below −1e-10 times its largest.
+        NotPSDError: if a factor has an eigenvalue below −1e-10 times its largest. A kernel is not
+            factorised before it is needed: :meth:`sample` or a score refuses it then.
         ValueError: for factors that are not square, symmetric and finite, or shapes that disagree.
 
     Accuracy: factorised in float64; tensors of another dtype or device are cast on the way.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .blueprint import FEATURES
+from .diffusion import alpha, sigma
 from .transformer import StepFeatures
 from .unroll import UnrolledScore
 from .validation import require_positive
@@ -70,7 +71,7 @@ def _coordinate_scales(reference: UnrolledScore, t: Tensor) -> tuple[float, floa
     process = reference.process
     values, vectors = torch.linalg.eigh(reference.banded)
     spatial, rotation = process.spatial_spectrum
-    signal, noise = torch.exp(-t)[:, None, None], -torch.expm1(-t)[:, None, None]
+    signal, noise = (level(t)[:, None, None] ** 2 for level in (alpha, sigma))
     banded = signal * torch.outer(values, spatial) + noise  # (t, N, d)
     # v has covariance A_t, which is at most Ā_t plus the norm of what the band dropped
     dropped = torch.linalg.matrix_norm(process.gram() - reference.banded, 2) * spatial[-1]

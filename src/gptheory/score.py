@@ -82,6 +82,9 @@ def denoise(score: Score, v: Tensor, t: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: for a wrong shape or a step that is not finite and > 0.
+
+    Accuracy: where hardly any signal is left the two terms cancel, and the rounding u of v and of
+    the score grows to about :math:`u\,e^{t/2}`: 1e-5 at t = 10 in float32, 3e-3 at t = 20.
     """
     require_sequences("v", v)
     require_step(t)

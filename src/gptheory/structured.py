@@ -7,6 +7,10 @@ unrolled iterations are the algorithm of Theorem 1 with some of its constants le
 
 from __future__ import annotations
 
+import itertools
+import math
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +23,7 @@ from .unroll import UnrolledScore, as_level
 from .validation import require_count, require_finite, require_sequences, require_step
 
 CLOCK_WIDTH = 32
-FLIP_FLOPS = 100  # most iterations of the maximum likelihood
+FLIP_FLOPS = 2000  # most iterations of the maximum likelihood
 FLIP_FLOP_TOLERANCE = 1e-8  # relative change of Γ at which they end
 
 
@@ -63,7 +67,9 @@ def kronecker_mle(x: Tensor) -> GaussianProcess:
     .. math:: \hat\Gamma = \frac{1}{nd}\sum_k X_k\hat\Sigma^{-1}X_k^\top, \qquad
               \hat\Sigma = \frac{1}{nN}\sum_k X_k^\top\hat\Gamma^{-1}X_k,
 
-    in turn until nothing changes. The mean is that of each frame.
+    in turn until nothing changes. The mean is that of each frame. There is one maximum and no
+    other, with probability 1, iff :math:`N^2 + d^2 - (n-1)Nd` is negative, or at most 1 where N and
+    d have no common divisor (Derksen and Makam 2021); for d = 1 that is n > N.
 
     Args:
         x: sequences (n, N, d).
@@ -72,26 +78,40 @@ def kronecker_mle(x: Tensor) -> GaussianProcess:
         The law; Γ has mean diagonal 1. Use it through :class:`gptheory.score.ExactScore`.
 
     Raises:
-        ValueError: for a wrong shape, non-finite values, or too few sequences for the maximum to
-            exist (it does, with probability 1, iff n − 1 > N/d + d/N; Derksen and Makam 2021).
+        ValueError: for a wrong shape, non-finite values, too few sequences for one maximum to
+            exist, or frames or coordinates that are linear combinations of the others, to rounding
+            (as those of a very smooth process are).
+
+    Warns:
+        RuntimeWarning: if Γ still changes, relatively by more than 1e-8, after 2000 turns.
     """
     flat = _sample(x)
     n, seq_len, dim = flat.shape
-    if n - 1 <= seq_len / dim + dim / seq_len:
+    if not _one_maximum(n, seq_len, dim):
+        needed = next(k for k in itertools.count(n) if _one_maximum(k, seq_len, dim))
         raise ValueError(
-            f"a Kronecker maximum likelihood of shape ({seq_len}, {dim}) needs more than"
-            f" {seq_len / dim + dim / seq_len + 1:.1f} sequences, got {n}"
+            f"a Kronecker maximum likelihood of shape ({seq_len}, {dim}) needs {needed} sequences,"
+            f" got {n}"
         )
-    mean = flat.mean(dim=0)
-    flat = flat - mean
+    mean, flat = _centred(flat, 0)
+    _require_full_rank("frames", flat.transpose(1, 2))
+    _require_full_rank("coordinates", flat)
     temporal, spatial = torch.eye(seq_len).to(flat), torch.eye(dim).to(flat)
     for _ in range(FLIP_FLOPS):
         before = temporal
         temporal = _whitened_moment(flat, spatial)
         temporal = temporal * (seq_len / temporal.trace())
         spatial = _whitened_moment(flat.transpose(1, 2), temporal)
-        if (temporal - before).norm() < FLIP_FLOP_TOLERANCE * before.norm():
+        change = ((temporal - before).norm() / before.norm()).item()
+        if change < FLIP_FLOP_TOLERANCE:
             break
+    else:
+        warnings.warn(
+            f"the maximum likelihood has not converged: its last turn of {FLIP_FLOPS} changed Γ by"
+            f" {change:.2g}, relatively; more than {n} sequences would help",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return GaussianProcess(temporal, spatial, mean)
 
 
@@ -111,11 +131,13 @@ def toeplitz_moments(x: Tensor) -> GaussianProcess:
         :class:`gptheory.score.ExactScore`.
 
     Raises:
-        ValueError: for a wrong shape, non-finite values, or fewer than two sequences.
+        ValueError: for a wrong shape, non-finite values, fewer than two sequences, or frames that
+            do not vary in every direction, as nN < d + 1 of them cannot.
+
+    Accuracy: the whitening is estimated from the same frames, so nN must be many times d.
     """
-    flat = _sample(x)
-    mean = flat.mean(dim=(0, 1))
-    flat = flat - mean
+    mean, flat = _centred(_sample(x), (0, 1))
+    _require_full_rank("coordinates", flat)
     spatial = torch.einsum("nid,nie->de", flat, flat) / flat[..., 0].numel()
     moment = _whitened_moment(flat, spatial)
     lags = torch.stack([moment.diagonal(m).mean() for m in range(len(moment))])
@@ -130,6 +152,32 @@ def _sample(x: Tensor) -> Tensor:
         raise ValueError(f"x must hold at least 2 sequences, got {len(x)}")
     require_finite("x", x)
     return x.double()
+
+
+def _centred(x: Tensor, dims: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The mean over sequences, or over frames too, and what it leaves of x (n, N, d)."""
+    first = x[:1, : 1 if dims == (0, 1) else None]
+    rest = x - first  # exactly zero where nothing varies, however the mean is rounded
+    mean = rest.mean(dim=dims)
+    return first.reshape(mean.shape) + mean, rest - mean
+
+
+def _require_full_rank(name: str, x: Tensor) -> None:
+    """Raise unless centred x, (n, rows, columns), spans all its columns."""
+    moment = torch.einsum("nij,nik->jk", x, x)
+    rank = int(torch.linalg.matrix_rank(moment, hermitian=True))
+    if rank < len(moment):
+        raise ValueError(
+            f"the {len(moment)} {name} of x must vary independently, but their covariance has rank"
+            f" {rank} in float64: give more sequences, leave out what does not vary, or add a"
+            " little noise"
+        )
+
+
+def _one_maximum(n: int, seq_len: int, dim: int) -> bool:
+    """Whether the Kronecker likelihood of n sequences has one maximum, with probability 1."""
+    form = seq_len**2 + dim**2 - (n - 1) * seq_len * dim
+    return form < 0 or (form <= 1 and math.gcd(seq_len, dim) == 1)
 
 
 def _whitened_moment(x: Tensor, other: Tensor) -> Tensor:

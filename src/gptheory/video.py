@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .diffusion import normal_like
 from .kernels import gram
 from .metrics import lag_correlations, temporal_covariance
 from .process import GaussianProcess
@@ -100,7 +101,12 @@ class Motion:
 
 
 def true_motion(kernel: Callable[[Tensor], Tensor], seq_len: int, reach: float) -> Motion:
-    r"""Exact values for :func:`uniform_paths`: the jump is :math:`2R\sqrt{(1-\rho)/3}`."""
+    r"""Exact values for :func:`uniform_paths`: the jump is :math:`2R\sqrt{(1-\rho)/3}`.
+
+    Raises:
+        ValueError: for fewer than two frames.
+    """
+    require_count("seq_len", seq_len, minimum=2)
     rho = uniform_correlation(gram(kernel, seq_len))[0, 1].item()
     return Motion(rho, 2 * reach * math.sqrt((1 - rho) / 3), 0.0)
 
@@ -109,9 +115,10 @@ def measured_motion(paths: Tensor, kernel: Callable[[Tensor], Tensor]) -> Motion
     """Motion of paths (n, N, 2) about the middle of the frame, beside the kernel of their law.
 
     Raises:
-        ValueError: for a wrong shape or values that are not finite.
+        ValueError: for a wrong shape, fewer than two frames, or values that are not finite.
     """
     require_sequences("paths", paths, dim=2)
+    require_count("the number of frames", paths.shape[1], minimum=2)
     temporal = temporal_covariance(paths, torch.zeros(2)).double()
     truth = uniform_correlation(gram(kernel, paths.shape[1])).to(temporal)
     jump = paths.double().diff(dim=1).square().sum(dim=2).mean().sqrt()
@@ -453,11 +460,8 @@ class GaussianTwin:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, N, d), dtype and device of the sequences that were given."""
-        device = self._mean.device if generator is None else generator.device
-        white = torch.randn(
-            n, len(self._mean), generator=generator, dtype=self._mean.dtype, device=device
-        )
-        rows = self._mean + white.to(self._mean) @ self._factor.T
+        white = normal_like(self._mean.expand(n, -1), generator)
+        rows = self._mean + white @ self._factor.T
         return rows.unflatten(1, self._shape)
 
     def kronecker_share(self) -> float:

@@ -19,6 +19,7 @@ from .diffusion import perturb
 from .dit import DiT
 from .experiments import CHUNK, in_half_precision
 from .kernels import PowerExponential, gram
+from .maps import off_diagonal_correlation
 from .metrics import (
     debiased_error,
     lag_correlations,
@@ -26,6 +27,7 @@ from .metrics import (
     spatial_covariance,
     temporal_covariance,
 )
+from .probe import record
 from .results import Result, save_result
 from .sample import restart, sample
 from .store import digest, provenance, remembered
@@ -385,26 +387,12 @@ def shuffled(x: Tensor) -> Tensor:
 @torch.no_grad()
 def attention_maps(network: DiT, v: Tensor, t: float) -> Tensor:
     """Maps of every layer and head, (depth, batch, heads, N (i), N (j)), in one forward pass."""
-    seen: list[Tensor] = []
-    hooks = [
-        block.attention.register_forward_hook(
-            lambda layer, inputs, _output: seen.append(layer.maps(*inputs))
-        )
-        for block in network.blocks
-    ]
-    try:
-        network(v, t)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(seen)
+    return torch.stack([seen.maps for seen in record(network, v, t)])
 
 
 def map_correlation(attention: Tensor, kernel: Tensor) -> float:
     """Pearson correlation of two (N, N) matrices off the diagonal; 0 where one is constant."""
-    off = ~torch.eye(len(kernel), dtype=torch.bool)
-    pair = torch.stack([attention[off].double(), kernel[off].double()])
-    return torch.corrcoef(pair)[0, 1].nan_to_num().item()
+    return off_diagonal_correlation(attention, kernel).item()
 
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:
