@@ -1,9 +1,9 @@
 """Draw the map of the chapters: what each needs, and how long it runs.
 
 Chapters stand one below the other; an arc leads from a chapter to one that builds on it, dashed
-where only some sections do. Arcs that others imply are left out. The times are those of the status
-page, the rest is in book/chapters.toml. The drawing is SVG that takes its colours from the page, so
-that one file serves light, dark and print.
+where only some sections do. Arcs that others imply are left out. The times are those that the
+chapters tell their readers, the rest is in book/chapters.toml. The drawing is SVG that takes its
+colours from the page, so that one file serves light, dark and print.
 
     python tools/chapter_map.py            # rewrite book/_static/chapter-map.svg
     python tools/chapter_map.py --check    # only tell, exit 1 when it is stale
@@ -12,18 +12,19 @@ that one file serves light, dark and print.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from html import escape
 from pathlib import Path
 
 from normalise_notebooks import BOOK
-from status import Chapter, read_chapters, read_status
+from status import Chapter, read_chapters
 
 WIDTH, ROW, TOP = 440, 40, 34
 NODE, RADIUS = 112, 7  # where the column of dots stands
 PARTS = {1: "Part I: Gaussian-process data", 9: "Part II: latent diffusion transformers"}
 PART_ROW = 34
-ROUND_TO = 5  # seconds: times differ more than that between machines
+TOLD = re.compile(r"session\.opening\(seconds=(\d+)")
 
 HEAD = """\
 <svg class="chapter-map" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" \
@@ -76,11 +77,11 @@ def written(chapter: Chapter) -> bool:
 
 
 def time_of(chapter: Chapter) -> str:
-    """How long a chapter runs on a CPU, in words."""
-    run = read_status().get(chapter.file, {}).get("cpu")
-    if run is None:
-        return "not measured" if written(chapter) else "to come"
-    return f"{max(1, round(run['cpu_seconds'] / ROUND_TO)) * ROUND_TO} s"
+    """How long a chapter says that it runs on a CPU."""
+    if not written(chapter):
+        return "to come"
+    told = TOLD.search((BOOK / f"{chapter.file}.ipynb").read_text("utf-8"))
+    return f"{told[1]} s" if told else "not said"
 
 
 def in_words(chapters: dict[int, Chapter]) -> str:
