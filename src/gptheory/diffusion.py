@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .validation import require_count, require_positive, require_sequences, require_step
+from .validation import require_count, require_range, require_sequences, require_step
 
 
 def alpha(t: float | Tensor) -> float | Tensor:
@@ -77,10 +77,7 @@ def stratified_steps(
         ValueError: for n < 1 or unless 0 < t_min < t_max.
     """
     require_count("n", n)
-    require_positive("t_min", t_min)
-    require_positive("t_max", t_max)
-    if t_min >= t_max:
-        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
+    require_range(t_min, t_max)
     device = None if generator is None else generator.device
     within = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     uniform = (torch.arange(n, device=device) + within) / n
