@@ -30,6 +30,7 @@ from gptheory.precondition import ScoreNetwork
 from gptheory.process import GaussianProcess, decaying_process
 from gptheory.score import ExactScore
 from gptheory.train import TrainConfig, Training, fit
+from gptheory.unet import FrameMLP
 
 LAWS = {
     "gaussian": lambda: GaussianProcess(torch.eye(1), covariance(4), torch.ones(4)),
@@ -324,6 +325,8 @@ def test_pca_error_of_noisy_samples():
     ("make", "message"),
     [
         (lambda: random_basis(3, 4, None), "at most the ambient one, got 4 > 3"),
+        (lambda: LatentScore(9, 4, network(), noise=math.nan), "noise must be finite and >= 0"),
+        (lambda: FullScore(FrameMLP(2)), "fixed number of tokens, got one with seq_len=None"),
         (lambda: LatentScore(3, 4, network()), "at most the ambient one, got 4 > 3"),
         (lambda: SubspaceData(torch.eye(3, 4), LAWS["mixture"]()), "got 4 > 3"),
         (lambda: SubspaceData(2 * torch.eye(9, 4), LAWS["mixture"]()), "must be orthonormal.*by 3"),

@@ -72,11 +72,20 @@ def test_networks_of_one_budget():
         ({"n": 0}, "n must be an integer >= 1"),
         ({"steps": 0}, "steps must be an integer >= 1"),
         ({"learning_rate": 0.0}, "learning_rate must be"),
+        ({"tokens": 0}, "tokens must be an integer >= 1, got 0"),
+        ({"tokens": -2}, "tokens must be an integer >= 1, got -2"),
+        ({"noise": -1.0}, "noise must be finite and >= 0, got -1.0"),
+        ({"ambient_dim": 4, "latent_dim": 8}, "at most the ambient one, got 8 > 4"),
+        ({"hidden": 6}, "hidden must be a multiple of 4, got 6"),
     ],
 )
 def test_cells_refuse_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         LatentCell(**settings)
+
+
+def test_equal_cells_are_one_cell_whatever_their_numbers_were_written_as():
+    assert LatentCell(noise=1).name == LatentCell(noise=1.0).name
 
 
 def test_fewer_samples_than_latent_dimensions_work_and_warn(tmp_path):
@@ -155,6 +164,10 @@ def test_result_holds_every_cell_once(tmp_path):
     assert len(cells_like(table, (), tokens=2, **SMALL)) == 1
     with pytest.raises(ValueError, match="no cell of the sweep"):
         cells_like(table, ("n",))
+    with pytest.raises(ValueError, match=r"must be among network, .*, got \['latent_dims'\]"):
+        cells_like(table, ("n",), latent_dims=4, **SMALL)
+    with pytest.raises(ValueError, match=r"must be among network, .*, got \['seeds'\]"):
+        cells_like(table, ("n", "seeds"), **SMALL)
 
 
 # ---- the committed sweep ------------------------------------------------------------------------

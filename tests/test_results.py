@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,7 @@ from gptheory.results import (
     SIZE_LIMIT,
     expected_bands,
     load_result,
+    move_result,
     save_result,
     stored_results,
     within_bands,
@@ -46,8 +49,9 @@ FIGURE = Figure1(Data(8, 2), TINY, samples=300, picture=100, solver_steps=3, mon
 def stored(tmp_path):
     arrays = {"x": torch.randn(3, 2, generator=seeded(0)).half()}
     table = pd.DataFrame({"step": [1, 2], "loss": [1 / 3, 2e-7], "name": ["a", "b"]})
+    settings, numbers = {"seed": np.int64(0), "sizes": (1, 2)}, {"error": np.float64(0.1)}
     save_result(
-        tmp_path, "demo", arrays, {"seed": 0, "sizes": (1, 2)}, {"error": 0.1}, {"history": table},
+        tmp_path, "demo", arrays, settings, numbers, {"history": table},
         provenance(), 12.34,
     )  # fmt: skip
     return tmp_path, arrays, table
@@ -75,6 +79,80 @@ def test_missing_results_say_what_there_is(stored, tmp_path):
         load_result("other", stored[0])
     with pytest.raises(FileNotFoundError, match="there are: none"):
         load_result("other", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '"text"', "{}", '{"digest": 1}', "{", ""])
+def test_a_file_that_is_no_record_is_a_damaged_one(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DamagedFileError, match=r"x\.json is damaged"):
+        load_result("x", tmp_path)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def save_value(folder: Path, value: float) -> Path:
+    return save_result(
+        folder, "demo", {"x": torch.full((2,), value)}, {}, {"value": value}, {}, {}, 0
+    )
+
+
+def move_value(folder: Path, value: float) -> Path:
+    return move_result(save_value(folder / "work", value), folder)
+
+
+@pytest.mark.parametrize("put", [save_value, move_value])
+def test_a_killed_save_leaves_the_old_result_or_the_new_one(put, tmp_path, monkeypatch):
+    """Killed at every step, then saved again and killed at every step, then saved."""
+    put(tmp_path, 0.0)
+    replace, value = os.replace, 0.0
+
+    def deadly(at: int):
+        calls = itertools.count(1)
+
+        def step(source, target):
+            if Path(target).parent == tmp_path and next(calls) == at:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        return step
+
+    for first, second in itertools.product((1, 2, 3), repeat=2):
+        for at in (first, second):
+            value += 1
+            monkeypatch.setattr(os, "replace", deadly(at))
+            before = load_result("demo", tmp_path).numbers["value"]
+            with pytest.raises(KeyboardInterrupt):
+                put(tmp_path, value)
+            found = load_result("demo", tmp_path)
+            assert found.numbers["value"] == (value if at == 3 else before)
+            assert found.arrays["x"].tolist() == [found.numbers["value"]] * 2
+        monkeypatch.setattr(os, "replace", replace)
+        value += 1
+        put(tmp_path, value)
+        assert load_result("demo", tmp_path).arrays["x"].tolist() == [value] * 2
+        assert names(tmp_path) == {"demo.json", "demo.safetensors"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no links")
+def test_arrays_that_lie_elsewhere_stay_there(tmp_path):
+    save_value(tmp_path, 1.0)
+    here, elsewhere = tmp_path / "demo.safetensors", tmp_path / "large"
+    here.replace(elsewhere)
+    here.symlink_to(elsewhere)
+    save_value(tmp_path, 2.0)
+    assert here.is_symlink() and load_result("demo", tmp_path).arrays["x"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("put", [save_value, move_value])
+def test_a_result_is_two_files(put, tmp_path):
+    for value in (1.0, 2.0):
+        assert put(tmp_path, value) == tmp_path / "demo.json"
+        assert names(tmp_path) == {"demo.json", "demo.safetensors"}
+    assert put is save_value or not names(tmp_path / "work")
+    assert move_result(tmp_path / "demo.json", tmp_path) == tmp_path / "demo.json"
+    assert load_result("demo", tmp_path).numbers == {"value": 2.0}
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -366,6 +444,26 @@ def test_mistakes_get_one_line(arguments, complaint, capsys, tmp_path):
     assert reproduce.main(["reproduce", *arguments, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("pip install x"), OSError(28, "disk full")])
+def test_what_this_machine_lacks_gets_one_line(error, capsys, tmp_path, monkeypatch):
+    def lacking(*_args, **_kwargs):
+        raise error
+
+    lame = dataclasses.replace(reproduce.EXPERIMENTS["video"], run=lacking)
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "video", lame)
+    assert reproduce.main(["reproduce", "video", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_full_size_knows_its_names_at_every_scale(scale, monkeypatch):
+    monkeypatch.setenv("GPTHEORY_SCALE", scale)
+    with pytest.raises(ValueError, match=r"name must be one of fig1, .* got 'nope'"):
+        reproduce.full_size("nope")
+    with pytest.raises(ValueError, match="comparison has the scales quick, got 'paper'"):
+        reproduce.full_size("comparison")
 
 
 def test_module_can_be_executed():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +20,7 @@ from gptheory.store import (
     provenance,
     remembered,
     save_arrays,
+    to_json,
     write_atomically,
 )
 
@@ -38,6 +42,18 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
         assert path.read_bytes() == content
         assert list(path.parent.iterdir()) == [path]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="neither links nor permissions")
+def test_a_link_stays_a_link_and_permissions_stay_what_they_are(tmp_path):
+    real, link = tmp_path / "elsewhere" / "real", tmp_path / "link"
+    write_atomically(real, b"old")
+    link.symlink_to(real)
+    real.chmod(0o600)
+    write_atomically(link, b"new")
+    assert link.is_symlink() and real.read_bytes() == b"new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert set(tmp_path.rglob("*")) == {real, real.parent, link}
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace", "chmod"])
@@ -142,6 +158,19 @@ def test_digest_is_pinned_and_sees_every_part():
     assert len({digest(*p) for p in parts}) == len(parts)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest(x.reshape(2, 3).T) == digest(x.reshape(2, 3).T.contiguous())
+
+
+def test_numbers_of_numpy_are_written_as_pythons(tmp_path):
+    given = {"n": np.int64(3), "x": [np.float32(0.5), np.float64(0.1)], "yes": np.bool_(True)}
+    plain = {"n": 3, "x": [0.5, 0.1], "yes": True}
+    assert json.loads(to_json(given)) == plain and to_json(given) == json.dumps(plain)
+    assert digest(given) == digest(plain)
+    for path, record in ((tmp_path / "a", given), (tmp_path / "b", plain)):
+        save_arrays(path, {}, record)
+        assert load_arrays(path)[1] == plain
+        remembered(path, record, lambda: pytest.fail("it was there"))
+    with pytest.raises(TypeError, match=r"expected JSON values .* got set"):
+        to_json({"n": {1}})
 
 
 def test_remembered_arrays_are_computed_once_per_identity(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import joblib
 import mortal
+import numpy as np
 import pytest
 import torch
 from strategies import seeded
@@ -21,8 +22,11 @@ from tolerances import assert_float32
 
 from gptheory import sweep as module
 from gptheory.cell import Cell, SweepCell, assess
+from gptheory.complexity import COMPLEXITY
+from gptheory.latent_experiment import LATENT
 from gptheory.metrics import path_kl, temporal_covariance
 from gptheory.score import ExactScore
+from gptheory.store import digest
 from gptheory.structured import WienerScore, toeplitz_moments
 from gptheory.sweep import collect, grid, sweep
 
@@ -72,6 +76,9 @@ def test_cells_that_differ_in_n_start_from_the_same_weights_with_other_data():
         ({"estimator": "wiener"}, "needs n"),
         ({"lengthscale": 0.0}, "lengthscale must be a finite number > 0"),
         ({"steps": 0}, "steps must be an integer >= 1"),
+        ({"hidden": 50}, "hidden must be an even multiple of its 3 heads .*, got 50"),
+        ({"correlation": 2.0}, r"correlation must lie in \(-1, 1\), got 2.0"),
+        ({"exponent": 3.0}, r"exponent must lie in \(0, 2\], got 3.0"),
     ],
 )
 def test_cells_refuse_bad_settings(settings, message):
@@ -84,6 +91,29 @@ def test_empty_grids_are_refused(tmp_path):
         grid(n=[])
     with pytest.raises(ValueError, match="the grid is empty"):
         sweep([], tmp_path)
+
+
+def test_equal_cells_are_one_cell_whatever_their_numbers_were_written_as():
+    plain = Cell(n=4, lengthscale=8.0, learning_rate=1.0, **SMALL)
+    other = Cell(n=np.int64(4), lengthscale=8, learning_rate=np.float32(1), **SMALL)
+    assert plain == other and plain.name == other.name
+    assert torch.equal(plain.training_set(), other.training_set())
+
+
+def test_cells_with_numbers_of_numpy_are_swept(tmp_path):
+    settings = {"estimator": "stationary", "seq_len": 4}
+    table = sweep(grid(n=[np.int64(8)], dim=np.int64(1), **settings), tmp_path)
+    assert collect([Cell(n=8, dim=1, **settings)], tmp_path).equals(table)
+
+
+def test_names_are_those_of_the_committed_sweeps():
+    """Training sets, weights and files are named after settings: none may change unnoticed."""
+    names = [digest([cell.name for cell in s["paper"].cells()])[:12] for s in (COMPLEXITY, LATENT)]
+    assert names == ["15c9a90f34d3", "d50c072ca64e"]
+
+
+def test_what_a_cell_ignores_may_be_anything():
+    assert Cell(estimator="wiener", n=4, hidden=50).hidden == 50
 
 
 # ---- what is measured ---------------------------------------------------------------------------
@@ -292,20 +322,68 @@ def test_cells_that_fail_are_recorded_and_do_not_take_the_rest_down(tmp_path, mo
         sweep([too_few, good, diverging], tmp_path)
 
 
-def test_a_network_that_fails_to_be_made_leaves_its_group_alone(tmp_path, table, monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, OverflowError, torch.linalg.LinAlgError])
+def test_a_network_that_fails_to_be_made_leaves_its_group_alone(kind, tmp_path, table, monkeypatch):
     original = Cell.training_set
 
     def broken(cell):
         if cell == cells()[1]:
-            raise ValueError("no data")
+            raise kind("no data")
         return original(cell)
 
     monkeypatch.setattr(Cell, "training_set", broken)
     with pytest.warns(UserWarning, match="1 of 8 cells failed"):
         again = sweep(cells(), tmp_path)
-    assert again["error"][1] == "ValueError: no data"
+    assert again["error"][1] == f"{kind.__name__}: no data"
     rest = [0, *range(2, 8)]
     assert again.drop(columns="error").loc[rest].equals(table.drop(columns="error").loc[rest])
+
+
+@pytest.mark.parametrize("stage", ["training_set", "assess"])
+@pytest.mark.parametrize("kind", [MemoryError("full"), RuntimeError("out of memory"), OSError(5)])
+def test_a_failure_that_may_not_come_again_is_not_stored(stage, kind, table, tmp_path, monkeypatch):
+    """It ends the sweep; what was finished is there, and the next sweep does the rest."""
+    original, calls, trained = getattr(Cell, stage), [], []
+
+    def once(cell, *rest):
+        calls.append(cell)
+        if len(calls) == 3:
+            raise kind
+        return original(cell, *rest)
+
+    monkeypatch.setattr(Cell, stage, once)
+    with pytest.raises(type(kind)) as raised:
+        sweep(cells(), tmp_path)
+    assert raised.value is kind
+    assert len(list(tmp_path.glob("*.json"))) == (2 if stage == "assess" else 0)
+    train_group = module.fit_ensemble
+    monkeypatch.setattr(
+        module, "fit_ensemble", lambda m, c: trained.append(len(m)) or train_group(m, c)
+    )
+    assert sweep(cells(), tmp_path).equals(table)
+    assert trained == ([2] if stage == "assess" else [4, 2])  # stored weights are read
+
+
+def test_weights_of_another_format_are_not_used(tmp_path, monkeypatch):
+    """A killed sweep left them; then training changed, and FORMAT with it."""
+    group, trained = tuple(cells()[:2]), []
+    train_group, assess_one = module.fit_ensemble, Cell.assess
+    monkeypatch.setattr(
+        module, "fit_ensemble", lambda m, c: trained.append(len(m)) or train_group(m, c)
+    )
+
+    def killed(cell, score):
+        raise KeyboardInterrupt
+
+    for version, fresh in (("sweep-1", 1), ("sweep-1", 1), ("sweep-2", 2)):
+        monkeypatch.setattr(Cell, "FORMAT", version)
+        monkeypatch.setattr(Cell, "assess", killed)
+        with pytest.raises(KeyboardInterrupt):
+            module._run_group(group, tmp_path)
+        assert trained == [2] * fresh
+    monkeypatch.setattr(Cell, "assess", assess_one)
+    module._run_group(group, tmp_path)
+    assert trained == [2, 2] and len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_a_kind_of_cell_without_a_measure_cannot_be_made():

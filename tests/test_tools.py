@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
 
 import cover
+import execute_notebooks
+import nbformat
+import normalise_notebooks
 import numpy as np
 import page_links
 import pytest
@@ -36,6 +41,48 @@ def test_links_elsewhere_are_not_followed(site):
     page = site / "a.html"
     page.write_text(page.read_text() + '<a href="https://example.org/nowhere#x">far</a>')
     assert page_links.broken_links(site) == []
+
+
+@pytest.fixture
+def untidy(tmp_path):
+    """A notebook that is not in normal form."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    path = tmp_path / "untidy.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.mark.parametrize("tool", [normalise_notebooks, execute_notebooks])
+def test_a_notebook_that_cannot_be_written_is_left_whole(tool, untidy, monkeypatch):
+    def full(*_args):
+        raise OSError("no space left on device")
+
+    done = execute_notebooks.Execution(nbformat.read(untidy, as_version=4), 0.0, 0.0)
+    monkeypatch.setattr(execute_notebooks, "execute", lambda *_: done)
+    monkeypatch.setattr("sys.argv", ["tool.py", str(untidy)])
+    before = untidy.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space left"):
+            tool.main()
+    assert untidy.read_bytes() == before and list(untidy.parent.iterdir()) == [untidy]
+
+
+def test_untidy_notebooks_are_put_in_normal_form(untidy, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["normalise_notebooks.py", str(untidy)])
+    assert normalise_notebooks.main() == 0
+    text = untidy.read_text(encoding="utf-8")
+    assert text == normalise_notebooks.normal_text(untidy, normalise_notebooks.repository_url())
+
+
+@pytest.mark.skipif(not (normalise_notebooks.ROOT / ".git").exists(), reason="no checkout")
+def test_no_file_has_marks_of_a_merge():
+    """Neither side may be left over: `git grep` reads what is tracked, text only."""
+    marks = ["git", "grep", "-I", "-l", "-E", r"^(<{7}|>{7}) "]
+    found = subprocess.run(
+        marks, cwd=normalise_notebooks.ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1 and not found.stderr, found.stdout + found.stderr
 
 
 def test_cover_shows_noise_that_becomes_data():

@@ -21,6 +21,7 @@ from gptheory import train as module
 from gptheory.diffusion import alpha, half_log_snr, sigma
 from gptheory.dit import DiT
 from gptheory.kernels import PowerExponential
+from gptheory.latent import FullScore, LatentScore
 from gptheory.matching import matching_loss, matching_steps
 from gptheory.metrics import path_kl, score_error
 from gptheory.process import GaussianProcess
@@ -45,10 +46,26 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 def assert_same_run(first, second) -> None:
     """Two (model, result): every number that training decides is the same, bit for bit."""
     (model, result), (other_model, other) = first, second
-    assert torch.equal(weights(model), weights(other_model))
-    assert torch.equal(weights(result.model), weights(other.model))
+    for one, two in ((model, other_model), (result.model, other.model)):
+        kept = one.state_dict()
+        assert kept.keys() == two.state_dict().keys()
+        assert all(torch.equal(kept[name], value) for name, value in two.state_dict().items())
     assert result.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
     assert result.evaluations.equals(other.evaluations)
+
+
+class Standardised(torch.nn.Module):
+    """A linear score of frames that are standardised by statistics of the data seen so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics, self.linear = torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2)
+        with torch.no_grad():
+            self.linear.weight.copy_(-torch.eye(2))
+            self.linear.bias.zero_()
+
+    def forward(self, v, t):
+        return self.linear(self.statistics(v.flatten(0, 1))).view_as(v)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -109,7 +126,8 @@ def test_diffusion_steps_follow_their_law(law):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda g: DiT(1, 2, 16, 2, 2, generator=g), lambda g: LearnedSteps(TINY, 3)]
+    "build",
+    [lambda g: DiT(1, 2, 16, 2, 2, generator=g), lambda g: LearnedSteps(TINY, 3, generator=g)],
 )
 def test_training_moves_towards_the_exact_score(build):
     model = build(seeded(0))
@@ -171,6 +189,16 @@ def test_average_starts_short_and_follows_its_decay():
         decay = min(0.5, step / (9 + step))
         expected = decay * expected + (1 - decay) * weights(training.model).double()
     torch.testing.assert_close(weights(training.average).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_averaged_model_has_the_statistics_that_were_gathered():
+    """Buffers are not averaged: those of the model count, at evaluations too."""
+    training = Training(Standardised(), LAW, SHORT)
+    for step in training:
+        own, average = (m.statistics for m in (training.model, training.average))
+        assert average.num_batches_tracked == step and own.running_mean.any()
+        assert torch.equal(average.running_mean, own.running_mean)
+    assert not training.average.training
 
 
 def test_learning_rate_rises_linearly_and_falls_as_a_cosine():
@@ -263,6 +291,7 @@ def test_killed_run_resumes_bit_for_bit(kill_point, uninterrupted, children, tmp
         lambda: UNet1d(2, 4, 4, generator=seeded(0)),
         lambda: FrameMLP(2, hidden=8, depth=1, generator=seeded(0)).double(),
         lambda: LearnedSteps(LAW, 2, momentum=True, generator=seeded(0)),
+        Standardised,
     ],
 )
 @pytest.mark.parametrize("finite", [True, False])
@@ -319,10 +348,10 @@ def test_weights_shared_by_blocks_are_stored_once(tmp_path):
     [
         ({"config": dataclasses.replace(SHORT, learning_rate=1e-3)}, "learning_rate is 0.006"),
         ({"config": dataclasses.replace(SHORT, seed=1)}, "seed is 0"),
-        ({"model": lambda: DiT(2, 4, 16, 1, 1)}, "model configuration"),
+        ({"model": lambda: DiT(2, 4, 16, 1, 1)}, "'hidden': 8"),
         ({"model": lambda: DiT(2, 4, 8, 1, 1, attention="relu")}, "'attention': 'softmax'"),
         ({"model": lambda: small_dit().double()}, "set of weights"),
-        ({"model": lambda: FrameMLP(2)}, "model is 'DiT'"),
+        ({"model": lambda: FrameMLP(2)}, "model is ['DiT', "),
         ({"data": process(4, 2, seed=3)}, "data is 'GaussianProcess"),
         ({"data": LAW.sample(3, seeded(0))}, "data is 'GaussianProcess"),
     ],
@@ -335,6 +364,69 @@ def test_checkpoint_of_another_run_is_refused(change, complaint, tmp_path):
         ValueError, match="checkpoint of another run: its .*" + re.escape(complaint)
     ):
         fit(run["model"](), run["data"], run["config"], checkpoint=path)
+
+
+def whole(skip: bool = True, heads: int = 2) -> FullScore:
+    return FullScore(DiT(2, 2, 8, heads, 1, generator=seeded(0)), skip)
+
+
+def encoded(noise: float) -> LatentScore:
+    return LatentScore(4, 2, DiT(2, 1, 8, 2, 1, generator=seeded(0)), seeded(0), noise=noise)
+
+
+def partly_frozen(*names: str) -> DiT:
+    model = small_dit()
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "other", "complaint"),
+    [
+        (whole, lambda: whole(skip=False), "its model is ['FullScore', {'skip': True}], here"),
+        (whole, lambda: whole(heads=4), "its model.network is ['DiT', {'dim': 2"),
+        (lambda: encoded(0.0), lambda: encoded(0.5), "'noise': 0.0}], here it is"),
+        (
+            lambda: LearnedSteps(process(4, 2, seed=1), 3, generator=seeded(0)),
+            lambda: LearnedSteps(process(4, 2, seed=2), 3, generator=seeded(0)),
+            "its model is ['LearnedSteps', ",
+        ),
+        (
+            small_dit,
+            lambda: partly_frozen("lift"),
+            "its list of frozen weights is [], here it is ['lift.",
+        ),
+        (
+            lambda: torch.nn.ModuleList([Standardised(), torch.nn.Dropout(0.1)]),
+            lambda: torch.nn.ModuleList([Standardised(), torch.nn.Dropout(0.5)]),
+            "its model.1 is ['Dropout', 'p=0.1, ",
+        ),
+    ],
+)
+def test_checkpoint_of_another_network_of_the_same_shapes_is_refused(
+    build, other, complaint, tmp_path
+):
+    path = tmp_path / "run.safetensors"
+    seq_len, dim = (getattr(build(), name, size) for name, size in (("seq_len", 4), ("dim", 2)))
+    data = torch.randn(8, seq_len, dim, generator=seeded(0))
+    module.save_checkpoint(path, Training(build(), data, SHORT))
+    module.load_checkpoint(path, Training(build(), data, SHORT))
+    with pytest.raises(ValueError, match="another run: .*" + re.escape(complaint)):
+        module.load_checkpoint(path, Training(other(), data, SHORT))
+
+
+def test_numbers_of_numpy_are_stored_like_those_of_python(tmp_path):
+    path, two = tmp_path / "run.safetensors", np.int64(2)
+    config = dataclasses.replace(
+        SHORT, steps=np.int64(6), seed=np.int64(0), clip=np.float32(1), evaluate_at=(np.float64(1),)
+    )
+    plain = dataclasses.replace(SHORT, evaluate_at=(1.0,))
+    build = (lambda: DiT(two, 4, 4 * two, 1, 1, generator=seeded(0)), small_dit)
+    done = fit(build[0](), LAW, config, checkpoint=path, checkpoint_every=np.int64(4))
+    again = fit(small_dit(3), LAW, plain, checkpoint=path)
+    assert torch.equal(weights(done.model), weights(again.model))
+    assert torch.equal(weights(done.model), weights(fit(build[1](), LAW, plain).model))
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
@@ -435,6 +527,7 @@ def test_model_without_trainable_weights_is_refused():
         {"steps": 0}, {"batch_size": 1.5}, {"clip": 0.0}, {"warmup": 1.0}, {"ema_decay": -0.1},
         {"weight_decay": -1.0}, {"t_min": 0.0}, {"t_max": 0.001}, {"times": "gaussian"},
         {"weight": "x"}, {"seed": -1}, {"log_every": 0}, {"evaluate_every": -1},
+        {"evaluate_at": (0.1, 0.0)}, {"evaluate_at": (math.nan,)},
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(bad):

@@ -19,7 +19,9 @@ from gptheory.validation import (
     NotPSDError,
     require_count,
     require_finite,
+    require_nonnegative,
     require_positive,
+    require_range,
     require_sequences,
     require_step,
     require_symmetric,
@@ -92,6 +94,8 @@ def test_not_psd_error_is_a_value_error():
 
 def test_good_values_pass():
     require_positive("x", 1e-300)
+    require_nonnegative("x", 0)
+    require_range(1e-300, 1e300)
     require_count("n", 0, minimum=0)
     require_finite("x", torch.zeros(0))
     require_sequences("x", torch.zeros(0, 4, 2), seq_len=4, dim=2)
@@ -109,6 +113,12 @@ def test_steps_hidden_by_vmap_are_left_alone():
 
 BAD_INPUT = {
     "positive": (lambda: require_positive("x", -1), "x must be a finite number > 0, got -1"),
+    "negative": (lambda: require_nonnegative("x", -1), "x must be finite and >= 0, got -1"),
+    "neither": (lambda: require_nonnegative("x", math.nan), "x must be finite and >= 0, got nan"),
+    "no limit": (lambda: require_nonnegative("x", math.inf), "x must be finite and >= 0, got inf"),
+    "range from 0": (lambda: require_range(0.0, 1.0), "t_min must be a finite number > 0, got 0.0"),
+    "range without end": (lambda: require_range(0.1, math.inf), "t_max must be a finite.*got inf"),
+    "empty range": (lambda: require_range(2, 2), "expected t_min < t_max, got t_min=2, t_max=2"),
     "count negative": (lambda: require_count("n", -1), "n must be an integer >= 1, got -1"),
     "count fraction": (lambda: require_count("n", 1.5), "n must be an integer >= 1, got 1.5"),
     "count float": (lambda: require_count("n", 3.0), "n must be an integer >= 1, got 3.0"),

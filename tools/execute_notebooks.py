@@ -32,7 +32,7 @@ from normalise_notebooks import (
 )
 
 from gptheory import session
-from gptheory.store import provenance
+from gptheory.store import provenance, write_atomically
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def main() -> int:
             continue
         if not arguments.time:
             notebook = normalise(done.notebook, repository_url(), committed_version(path))
-            path.write_text(to_text(notebook), encoding="utf-8")
+            write_atomically(path, to_text(notebook).encode())
         status.add_run(path, provenance(device), done.cpu_seconds, done.seconds)
         print(f"{path.name}: {done.cpu_seconds:.1f} CPU-s, {done.seconds:.1f} s", flush=True)
     (BOOK / "status.md").write_text(status.render(), encoding="utf-8")

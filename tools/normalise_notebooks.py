@@ -260,7 +260,9 @@ def main() -> int:
         if text != path.read_text(encoding="utf-8"):
             changed.append(path)
             if not arguments.check:
-                path.write_text(text, encoding="utf-8")
+                from gptheory.store import write_atomically  # and torch, which takes seconds
+
+                write_atomically(path, text.encode())
     for path in changed:
         print(f"{'not in normal form' if arguments.check else 'rewritten'}: {path.name}")
     if arguments.check and changed:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .dit import DiT
 from .ensemble import Member
+from .kernels import PowerExponential
 from .metrics import (
     lag_correlations,
     path_kl,
@@ -38,8 +39,8 @@ SCORE_N, PATH_N, GENERATED, SOLVER_STEPS = 512, 1024, 512, 20
 # estimator -> what it makes of (cell, generator of weights), or of a training set
 TRAINED: dict[str, Callable[[Cell, torch.Generator], nn.Module]] = {
     "dit": lambda cell, generator: DiT(
-        cell.dim, cell.seq_len, cell.hidden, max(1, cell.hidden // HEAD_DIM), cell.depth,
-        fused=False, generator=generator,
+        cell.dim, cell.seq_len, cell.hidden, cell.heads, cell.depth, fused=False,
+        generator=generator,
     ),
     "unrolled": lambda cell, generator: LearnedCovariance(
         cell.dim, cell.seq_len, cell.depth, stationary=False, generator=generator
@@ -65,6 +66,12 @@ class SweepCell(ABC):
 
     FORMAT: ClassVar[str]
     OWN: ClassVar[frozenset[str]]
+
+    def __post_init__(self) -> None:
+        # 8 == 8.0, and so are cells; but names and seeds come from JSON, which tells them apart
+        for field in fields(self):
+            if field.type in (float, "float"):
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     @property
     def name(self) -> str:
@@ -117,7 +124,8 @@ class Cell(SweepCell):
             the same weights.
 
     Raises:
-        ValueError: for an unknown estimator, n < 1, or no n where it is needed.
+        ValueError: for an unknown estimator, numbers out of range, a width that cannot be divided
+            into heads, or no n where it is needed.
     """
 
     FORMAT: ClassVar[str] = "sweep-1"
@@ -149,8 +157,21 @@ class Cell(SweepCell):
             raise ValueError(f"the estimator {self.estimator!r} needs n, got None")
         for name in ("seq_len", "dim", "steps", "batch_size", "hidden", "depth"):
             require_count(name, getattr(self, name))
-        for name in ("exponent", "lengthscale", "learning_rate"):
-            require_positive(name, getattr(self, name))
+        require_positive("learning_rate", self.learning_rate)
+        PowerExponential(self.lengthscale, self.exponent)  # refuses what is no kernel
+        if not -1 < self.correlation < 1:
+            raise ValueError(f"correlation must lie in (-1, 1), got {self.correlation!r}")
+        if self.estimator == "dit" and self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden must be an even multiple of its {self.heads} heads (one for every"
+                f" {HEAD_DIM}), got {self.hidden}"
+            )
+        super().__post_init__()
+
+    @property
+    def heads(self) -> int:
+        """Heads of the DiT."""
+        return max(1, self.hidden // HEAD_DIM)
 
     def process(self) -> GaussianProcess:
         """The law of the sequences."""

@@ -19,7 +19,7 @@ from .process import GaussianProcess
 from .ranges import value_ranges
 from .transformer import ScoreTransformer, StepFeatures
 from .unroll import UnrolledScore
-from .validation import require_count, require_positive
+from .validation import require_count, require_range
 
 METHODS = ("gradient-descent", "heavy-ball")
 MULTIPLICATIONS = ("feed-forward", "attention")
@@ -87,7 +87,7 @@ def build_score_transformer(
     _require_known(heads=heads, method=method, form=form, multiplication=multiplication)
     depth = DEFAULT_DEPTH[form] if multiplication_depth is None else multiplication_depth
     require_count("multiplication_depth", depth)
-    _require_range(t_min, t_max)
+    require_range(t_min, t_max)
     process = process.to("cpu")  # where weights are built
     reference = UnrolledScore(process, steps, bandwidth, taper, method)
     reference.extremes(t_min)  # the step at which the iteration is hardest
@@ -124,13 +124,6 @@ def _require_known(heads: str, method: str, form: str, multiplication: str) -> N
     ):
         if given not in known:
             raise ValueError(f"{name} must be one of {known}, got {given!r}")
-
-
-def _require_range(t_min: float, t_max: float) -> None:
-    require_positive("t_min", t_min)
-    require_positive("t_max", t_max)
-    if t_min >= t_max:
-        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
 
 
 def _stationary_values(reference: UnrolledScore) -> Tensor:

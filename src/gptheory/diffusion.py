@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .validation import require_count, require_positive, require_sequences, require_step
+from .validation import require_count, require_range, require_sequences, require_step
 
 
 def alpha(t: float | Tensor) -> float | Tensor:
@@ -84,14 +84,6 @@ def stratified_steps(
     uniform = (torch.arange(n, device=device) + within) / n
     low, high = half_log_snr(t_max), half_log_snr(t_min)
     return step_at(low + (high - low) * uniform)
-
-
-def require_range(t_min: float, t_max: float) -> None:
-    """Raise unless 0 < t_min < t_max, both finite."""
-    require_positive("t_min", t_min)
-    require_positive("t_max", t_max)
-    if t_min >= t_max:
-        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
 
 
 def floating_step(t: float | Tensor) -> float | Tensor:

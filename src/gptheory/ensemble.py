@@ -19,7 +19,14 @@ from torch.func import functional_call, stack_module_state
 from .diffusion import perturb
 from .matching import matching_error, matching_steps
 from .process import GaussianProcess
-from .train import TrainConfig, TrainingDivergedError, at_home, draw_batch, require_fitting
+from .train import (
+    TrainConfig,
+    TrainingDivergedError,
+    architecture,
+    at_home,
+    draw_batch,
+    require_fitting,
+)
 
 VECTOR = 64  # numbers; the longest vector of a processor, several times
 
@@ -104,10 +111,7 @@ class _Stack:
     """
 
     def __init__(self, models: list[nn.Module]) -> None:
-        shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
-        for k, shape in enumerate(shapes):
-            if shape != shapes[0]:
-                raise ValueError(f"the weights of models 0 and {k} of the ensemble differ in shape")
+        _require_alike(models)
         values, self.buffers = stack_module_state(models)
         first = next(iter(values.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -122,7 +126,7 @@ class _Stack:
             own.copy_(values[name].detach())
             self.values[name] = own.requires_grad_()
             self.values[name].grad = gradient
-        self._one = copy.deepcopy(models[0]).to("meta")
+        self._one = copy.deepcopy(models[0]).to("meta").train()
         self._all = torch.vmap(self._call)
 
     def __call__(self, v: Tensor, t: Tensor) -> Tensor:
@@ -153,6 +157,21 @@ class _Stack:
         sizes = [value.numel() for value in values.values()]
         parts = vector[: sum(sizes)].split(sizes)
         return [part.view(value.shape) for part, value in zip(parts, values.values(), strict=True)]
+
+
+def _require_alike(models: list[nn.Module]) -> None:
+    """Raise unless all models have one structure: that of the first computes for all."""
+    first, *others = (
+        {**architecture(m), **{name: (p.dtype, *p.shape) for name, p in m.named_parameters()}}
+        for m in models
+    )
+    for k, other in enumerate(others, start=1):
+        for name in [*first, *other]:
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"models 0 and {k} of the ensemble differ in {name}: {first.get(name)} and"
+                    f" {other.get(name)}; they must have one structure"
+                )
 
 
 def _losses(
@@ -187,4 +206,6 @@ def _member(
     with torch.no_grad():
         for name, value in trained.named_parameters():
             value.copy_(stack.values[name][row])
+        for name, value in trained.named_buffers():
+            value.copy_(stack.buffers[name][row])
     return trained.eval().requires_grad_(False)

@@ -278,7 +278,11 @@ def stored_network(result: Result, kind: str) -> ScoreNetwork:
     networks = result.record["settings"].get("networks", {})
     if kind not in networks:
         raise ValueError(f"{result.name} holds the networks {sorted(networks)}, not {kind!r}")
-    network, prefix = NETWORKS[kind](**networks[kind]), f"{kind}.weights."
+    return with_weights(NETWORKS[kind](**networks[kind]), result, f"{kind}.weights.")
+
+
+def with_weights(network: ScoreNetwork, result: Result, prefix: str) -> ScoreNetwork:
+    """A network with the arrays of a result whose names begin with the prefix, ready for use."""
     weights = {k.removeprefix(prefix): x for k, x in result.arrays.items() if k.startswith(prefix)}
     network.load_state_dict({name: value.float() for name, value in weights.items()})
     return network.eval().requires_grad_(False)

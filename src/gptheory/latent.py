@@ -21,7 +21,13 @@ from .mixture import GaussianMixture
 from .precondition import ScoreNetwork
 from .process import GaussianProcess
 from .score import ExactScore, Score
-from .validation import require_count, require_finite, require_sequences, require_step
+from .validation import (
+    require_count,
+    require_finite,
+    require_nonnegative,
+    require_sequences,
+    require_step,
+)
 
 ORTHONORMAL_TOLERANCE = 1e-5
 # Size of an entry of the encoder's weights. Their scale changes nothing but how far a step of
@@ -64,8 +70,7 @@ class SubspaceData:
                 f"basis has {self.latent_dim} columns, the latent law {latent.seq_len} x"
                 f" {latent.dim} coordinates: the two must agree"
             )
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"noise must be finite and >= 0, got {noise!r}")
+        require_nonnegative("noise", noise)
         self.latent, self.noise = latent, noise
         exact = ExactScore(latent) if isinstance(latent, GaussianProcess) else latent.score
         self._latent_score = exact
@@ -175,9 +180,10 @@ class LatentScore(nn.Module):
     Attributes:
         network: as given.
         dim, seq_len: D and 1.
+        config: the settings besides the network's, for checkpoints.
 
     Raises:
-        ValueError: for d_0 > D, or a network of another size.
+        ValueError: for d_0 > D, a network of another size, or a negative noise.
     """
 
     seq_len = 1
@@ -192,10 +198,12 @@ class LatentScore(nn.Module):
         noise: float = 0.0,
     ) -> None:
         super().__init__()
-        _require_sizes(ambient_dim, latent_dim)
+        require_sizes(ambient_dim, latent_dim)
         _require_tokens(network, latent_dim)
+        require_nonnegative("noise", noise)
         self.dim, self.latent_dim, self.network = ambient_dim, latent_dim, network
         self.noise = noise
+        self.config = {"ambient_dim": ambient_dim, "latent_dim": latent_dim, "noise": noise}
         free = normal_like(torch.empty(ambient_dim, latent_dim), generator)
         self.free = nn.Parameter(encoder_scale * free)
 
@@ -235,13 +243,18 @@ class FullScore(nn.Module):
 
     Attributes:
         dim, seq_len: D and 1.
+        config: the settings besides the network's, for checkpoints.
+
+    Raises:
+        ValueError: for a network that is not made for a fixed number of tokens.
     """
 
     seq_len = 1
 
     def __init__(self, network: ScoreNetwork, skip: bool = True) -> None:
         super().__init__()
-        self.network, self.skip = network, skip
+        _require_length(network)
+        self.network, self.skip, self.config = network, skip, {"skip": skip}
         self.dim = network.seq_len * network.dim
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
@@ -261,7 +274,7 @@ def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator |
     Raises:
         ValueError: unless 1 <= d_0 <= D.
     """
-    _require_sizes(ambient_dim, latent_dim)
+    require_sizes(ambient_dim, latent_dim)
     device = None if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     free = torch.randn(ambient_dim, latent_dim, **draw)
@@ -330,7 +343,7 @@ def principal_subspace(x: Tensor, latent_dim: int) -> Tensor:
     """
     require_sequences("x", x, seq_len=1)
     require_finite("x", x)
-    _require_sizes(x.shape[2], latent_dim)
+    require_sizes(x.shape[2], latent_dim)
     warn_if_few(len(x), latent_dim)
     flat = x[:, 0].double()
     return torch.linalg.eigh(flat.T @ flat)[1][:, -latent_dim:].flip(1)
@@ -350,7 +363,7 @@ def require_orthonormal(name: str, basis: Tensor) -> Tensor:
     """Return a (D, d_0) matrix in float64; raise unless its columns are orthonormal to 1e-5."""
     if basis.ndim != 2 or not basis.is_floating_point():
         raise ValueError(f"{name} must be a floating-point matrix (D, d_0), got {basis.shape}")
-    _require_sizes(*basis.shape)
+    require_sizes(*basis.shape)
     require_finite(name, basis)
     basis = basis.detach().double()
     defect = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max().item()
@@ -369,7 +382,8 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b.to(a)
 
 
-def _require_sizes(ambient_dim: int, latent_dim: int) -> None:
+def require_sizes(ambient_dim: int, latent_dim: int) -> None:
+    """Raise unless 1 <= d_0 <= D."""
     require_count("the ambient dimension", ambient_dim)
     require_count("the latent dimension", latent_dim)
     if latent_dim > ambient_dim:
@@ -379,9 +393,15 @@ def _require_sizes(ambient_dim: int, latent_dim: int) -> None:
         )
 
 
-def _require_tokens(network: ScoreNetwork, latent_dim: int) -> None:
+def _require_length(network: ScoreNetwork) -> None:
     if network.seq_len is None:
-        raise ValueError("the latent network must be made for a fixed number of tokens")
+        raise ValueError(
+            "the network must be made for a fixed number of tokens, got one with seq_len=None"
+        )
+
+
+def _require_tokens(network: ScoreNetwork, latent_dim: int) -> None:
+    _require_length(network)
     if latent_dim % network.dim:
         raise ValueError(
             f"a latent of {latent_dim} coordinates cannot be divided into tokens of {network.dim}"

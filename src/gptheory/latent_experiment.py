@@ -23,6 +23,7 @@ from .latent import (
     SubspaceData,
     principal_subspace,
     random_basis,
+    require_sizes,
     subspace_error,
     warn_if_few,
 )
@@ -35,7 +36,7 @@ from .score import Score
 from .store import provenance
 from .sweep import collect, grid, sweep
 from .train import TrainConfig
-from .validation import require_count, require_positive
+from .validation import require_count, require_nonnegative, require_positive
 
 NETWORKS = ("latent", "full", "full-skip")
 FRESH = 2**14  # samples that stand for fresh ones
@@ -74,8 +75,8 @@ class LatentCell(SweepCell):
             same latent law.
 
     Raises:
-        ValueError: for an unknown name, counts below 1, d_0 > D, or dimensions that cannot be
-            divided into tokens.
+        ValueError: for an unknown name, counts below 1, d_0 > D, dimensions that cannot be divided
+            into tokens, a width that cannot be divided into heads, or a negative noise.
 
     Warns:
         UserWarning: for n < d_0.
@@ -104,7 +105,13 @@ class LatentCell(SweepCell):
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         for name in ("ambient_dim", "latent_dim", "steps", "batch_size", "hidden", "depth"):
             require_count(name, getattr(self, name))
+        require_sizes(self.ambient_dim, self.latent_dim)
         require_positive("learning_rate", self.learning_rate)
+        require_nonnegative("noise", self.noise)
+        if self.tokens is not None:
+            require_count("tokens", self.tokens)
+        if self.hidden % (2 * HEADS):
+            raise ValueError(f"hidden must be a multiple of {2 * HEADS}, got {self.hidden}")
         size = self.latent_dim if self.network == "latent" else self.ambient_dim
         if self.latent_dim % 2 or size % self._tokens:
             raise ValueError(
@@ -114,6 +121,7 @@ class LatentCell(SweepCell):
         if self.n is not None:
             require_count("n", self.n)
             warn_if_few(self.n, self.latent_dim)
+        super().__post_init__()
 
     @property
     def _tokens(self) -> int:
@@ -342,10 +350,12 @@ def cells_like(
         given: column -> the value it must have instead of the default's.
 
     Raises:
-        ValueError: if there is no such row.
+        ValueError: for a name that is no field of a cell, or if there is no such row.
     """
-    rows = table
-    for name, default in asdict(LatentCell()).items():
+    rows, defaults = table, asdict(LatentCell())
+    if unknown := {*given, *free} - defaults.keys():
+        raise ValueError(f"names must be among {', '.join(defaults)}, got {sorted(unknown)}")
+    for name, default in defaults.items():
         if name in free or name not in table.columns:
             continue
         value = given.get(name, default)

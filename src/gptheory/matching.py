@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .diffusion import half_log_snr, levels, perturb, require_range, step_at, stratified_steps
+from .diffusion import half_log_snr, levels, perturb, step_at, stratified_steps
 from .score import Score
-from .validation import require_count
+from .validation import require_count, require_range
 
 TIMES = ("logsnr", "uniform", "normal")
 WEIGHTS = ("velocity", "noise")

@@ -147,7 +147,7 @@ class Swap:
         degrees: of the polynomials.
         steps: diffusion steps of the logits' ranges.
         score_steps: diffusion steps of the score errors.
-        monte_carlo: sequences of score errors and of the path divergence.
+        monte_carlo: sequences of the path divergence; score errors take 128 of them at most.
         samples: sequences generated.
         solver_steps: of the probability-flow ODE.
     """

@@ -153,8 +153,13 @@ def training_data(null: str, data: Data, device: torch.device | str) -> Gaussian
         raise ValueError(f"null must be 'trained', 'white noise' or 'shuffled', got {null!r}")
     generator = torch.Generator(device).manual_seed(SHUFFLED)
     x = process.sample(SHUFFLED, generator)
-    order = torch.rand(x.shape[:2], generator=generator, device=device).argsort(dim=1)
-    return x.take_along_dim(order[:, :, None], dim=1)
+    return shuffled_frames(x, generator)
+
+
+def shuffled_frames(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Sequences (n, N, d) with their frames in random order, another one for each."""
+    keys = torch.rand(x.shape[:2], generator=generator, device=generator.device)
+    return x.take_along_dim(keys.argsort(dim=1).to(x.device)[:, :, None], dim=1)
 
 
 def looked_at(

@@ -19,7 +19,7 @@ from .growth import GROWTH, attention_growth
 from .latent_experiment import LATENT, latent_study
 from .polydit import SWAP, swap
 from .probing import PROBING, probing
-from .results import Result, load_result, stored_results
+from .results import Result, load_result, move_result, stored_results
 from .video_experiment import VIDEO, video_study
 
 
@@ -94,23 +94,15 @@ def reproduce(
     Raises:
         ValueError: for an unknown name, scale or device.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
-    experiment = EXPERIMENTS[name]
-    if scale not in experiment.settings:
-        scales = ", ".join(experiment.settings)
-        raise ValueError(f"{name} has the scales {scales}, got {scale!r}")
-    work = Path(out) / "work"
-    record = experiment.run(
-        experiment.settings[scale],
+    settings = _settings(name, scale)
+    record = EXPERIMENTS[name].run(
+        settings,
         f"{name}-{scale}",
         session.choose_device(device),
-        work,
+        Path(out) / "work",
         show_progress,
     )
-    for path in (record.with_suffix(".safetensors"), record):
-        path.replace(Path(out) / path.name)
-    return load_result(record.stem, out)
+    return load_result(move_result(record, out).stem, out)
 
 
 def full_size(name: str, out: str | Path = "gptheory-results") -> Result:
@@ -125,11 +117,22 @@ def full_size(name: str, out: str | Path = "gptheory-results") -> Result:
         The result.
 
     Raises:
-        ValueError: for an unknown name, or where :func:`gptheory.session.scale` raises.
+        ValueError: for an unknown name, one without the scale ``paper``, or where
+            :func:`gptheory.session.scale` raises.
     """
+    _settings(name, "paper")
     if session.scale() == "paper":
         return reproduce(name, "paper", out=out)
     return load_result(f"{name}-paper")
+
+
+def _settings(name: str, scale: str) -> Any:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    known = EXPERIMENTS[name].settings
+    if scale not in known:
+        raise ValueError(f"{name} has the scales {', '.join(known)}, got {scale!r}")
+    return known[scale]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with joblib.parallel_config(n_jobs=given.jobs):
             result = reproduce(given.name, given.scale, given.device, given.out)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{result.name}: {result.record['seconds']} s, stored in {given.out}")

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
-from .store import DamagedFileError, digest, load_arrays, save_arrays, write_atomically
+from .store import DamagedFileError, digest, load_arrays, packed, to_json, write_atomically
 
 SIZE_LIMIT = 1_500_000  # bytes of a result that travels inside the package
 DIGITS = 6  # significant, of the numbers in tables
@@ -68,7 +68,7 @@ def save_result(
     provenance: Mapping[str, str],
     seconds: float,
 ) -> Path:
-    """Store a result.
+    """Store a result. Whoever is killed in between leaves the old one or the new one, whole.
 
     Args:
         folder: where.
@@ -83,8 +83,7 @@ def save_result(
     Returns:
         The record's path, ``folder/name.json``.
     """
-    folder = Path(folder)
-    save_arrays(folder / f"{name}.safetensors", arrays, {"result": name})
+    content = packed(arrays, {"result": name})
     record = {
         "name": name,
         "settings": dict(settings),
@@ -92,13 +91,29 @@ def save_result(
         "tables": {key: _columns(table) for key, table in tables.items()},
         "provenance": dict(provenance),
         "seconds": round(seconds, 1),
-        "arrays": digest((folder / f"{name}.safetensors").read_bytes()),
+        "arrays": digest(content),
     }
-    record = json.loads(json.dumps(record))
+    record = json.loads(to_json(record))
     record["digest"] = digest(record)
-    path = folder / f"{name}.json"
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
-    return path
+    return _put(Path(folder), name, content, (to_json(record, indent=1) + "\n").encode())
+
+
+def move_result(record: Path, folder: str | Path) -> Path:
+    """Move a result to another folder, where it replaces one of its name as if saved there.
+
+    Args:
+        record: what :func:`save_result` returned.
+        folder: where to.
+
+    Returns:
+        The record's new path.
+    """
+    arrays = record.with_suffix(".safetensors")
+    moved = _put(Path(folder), record.stem, arrays.read_bytes(), record.read_bytes())
+    if not moved.samefile(record):
+        record.unlink()
+        arrays.unlink()
+    return moved
 
 
 def load_result(name: str, folder: str | Path | None = None) -> Result:
@@ -123,11 +138,13 @@ def load_result(name: str, folder: str | Path | None = None) -> Result:
     try:
         record = json.loads(path.read_bytes())
         claimed = record.pop("digest")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise DamagedFileError(f"{path} is damaged: it is no record of a result") from None
     if claimed != digest(record):
         raise DamagedFileError(f"{path} is damaged: its contents do not match its digest")
-    arrays_path = folder / f"{name}.safetensors"
+    arrays_path = _waiting(folder, name, record["arrays"])
+    if not arrays_path.is_file():
+        arrays_path = folder / f"{name}.safetensors"
     arrays, _ = load_arrays(arrays_path)
     if digest(arrays_path.read_bytes()) != record["arrays"]:
         raise DamagedFileError(f"{arrays_path} belongs to another run than {path}")
@@ -198,6 +215,22 @@ def within_bands(run: pd.DataFrame, bands: pd.DataFrame, value: str) -> pd.DataF
 
 def _inside() -> Path:
     return Path(str(resources.files("gptheory"))) / "data"
+
+
+def _put(folder: Path, name: str, arrays: bytes, record: bytes) -> Path:
+    """Write both files so that whichever record is there has its arrays, at every moment."""
+    path, waiting = folder / f"{name}.json", _waiting(folder, name, digest(arrays))
+    write_atomically(waiting, arrays)
+    write_atomically(path, record)
+    write_atomically(folder / f"{name}.safetensors", arrays)
+    for left in folder.glob(f"{name}.{'[0-9a-f]' * 12}.arrays"):  # ours, and of killed ones
+        left.unlink(missing_ok=True)
+    return path
+
+
+def _waiting(folder: Path, name: str, arrays: str) -> Path:
+    """Where arrays lie until their record is there: beside those of the record before."""
+    return folder / f"{name}.{arrays[:12]}.arrays"
 
 
 def _columns(table: pd.DataFrame) -> dict[str, list]:

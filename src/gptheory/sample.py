@@ -22,7 +22,7 @@ from torch import Tensor
 from .diffusion import alpha, half_log_snr, perturb, sigma
 from .progress import progress
 from .score import Score, denoise
-from .validation import require_count, require_positive, require_sequences
+from .validation import require_count, require_range, require_sequences
 
 Noise = Callable[[int], Tensor]
 SOLVERS = {"ode": ("dpmpp-2m", "ddim", "heun"), "sde": ("dpmpp-2m", "ddpm", "euler-maruyama")}
@@ -141,10 +141,7 @@ def step_grid(steps: int, t_min: float = 0.005, t_max: float = 10.0) -> list[flo
         ValueError: unless steps >= 1 and 0 < t_min < t_max.
     """
     require_count("steps", steps)
-    require_positive("t_min", t_min)
-    require_positive("t_max", t_max)
-    if t_min >= t_max:
-        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
+    require_range(t_min, t_max)
     low, high = math.sqrt(t_min), math.sqrt(t_max)
     return [(high + k / steps * (low - high)) ** 2 for k in range(steps + 1)]
 

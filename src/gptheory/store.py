@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -36,29 +38,44 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Whoever dies on the way leaves the old file as it was.
 
     Args:
-        path: the file; missing folders are made.
+        path: the file, which keeps its permissions, or a link to it; missing folders are made.
         content: all of its bytes.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a temporary file is private, the result need not be
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # a temporary file is private, the result need not be
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def to_json(value: object, **layout: Any) -> str:
+    """The JSON text of a value; numpy's numbers in it count as Python's.
+
+    Args:
+        value: anything :func:`json.dumps` takes, or holding such and numbers of numpy.
+        layout: options of :func:`json.dumps`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return json.dumps(value, default=_plain, **layout)
+
+
 def digest(*parts: object) -> str:
     """SHA-256 of bytes, tensors (dtype, shape and values) and JSON values, in order.
 
     Args:
-        parts: anything :func:`json.dumps` takes, bytes, or tensors.
+        parts: anything :func:`to_json` takes, bytes, or tensors.
 
     Returns:
         64 hexadecimal digits, the same on every machine.
@@ -70,7 +87,7 @@ def digest(*parts: object) -> str:
             total.update(f"{array.dtype} {tuple(array.shape)}".encode())
             part = array.reshape(-1).view(torch.uint8).numpy().tobytes()
         if not isinstance(part, bytes):
-            part = json.dumps(part, sort_keys=True).encode()
+            part = to_json(part, sort_keys=True).encode()
         total.update(len(part).to_bytes(8, "little") + part)
     return total.hexdigest()
 
@@ -83,12 +100,17 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Tensor], record: Mapping[
         arrays: name -> tensor of any dtype and device.
         record: JSON values, numbers without loss.
     """
+    write_atomically(path, packed(arrays, record))
+
+
+def packed(arrays: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
+    """The content of the file that :func:`save_arrays` writes."""
     # copies: safetensors refuses tensors that share memory
     layout = torch.contiguous_format
     arrays = {k: x.detach().cpu().clone(memory_format=layout) for k, x in arrays.items()}
-    text = json.dumps(record)
+    text = to_json(record)
     header = {"format": FORMAT, "record": text, "digest": _digest(arrays, text)}
-    write_atomically(path, save(arrays, metadata=header))
+    return save(arrays, metadata=header)
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -138,7 +160,7 @@ def remembered(
     Raises:
         DamagedFileError: if the file is damaged.
     """
-    identity = json.loads(json.dumps(identity))
+    identity = json.loads(to_json(identity))
     if not Path(path).exists() or load_arrays(path)[1] != identity:
         save_arrays(path, compute(), identity)
     return load_arrays(path)[0]
@@ -161,6 +183,12 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
     }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected JSON values or numbers of numpy, got {type(value).__name__}")
 
 
 def _digest(arrays: Mapping[str, Tensor], text: str) -> str:

@@ -19,6 +19,7 @@ from .kernels import toeplitz
 from .precondition import Clock, weights_from, zero_init
 from .process import GaussianProcess
 from .score import ExactScore, along_frames, frames_first
+from .store import digest
 from .unroll import UnrolledScore, as_level
 from .validation import require_count, require_finite, require_sequences, require_step
 
@@ -225,6 +226,7 @@ class LearnedSteps(nn.Module):
         self.seq_len, self.dim, self.momentum = process.seq_len, process.dim, momentum
         self.config = {
             "steps": steps, "bandwidth": bandwidth, "taper": taper, "momentum": momentum,
+            "process": digest(self.base.banded, process.spatial, process.mean)[:12],
         }  # fmt: skip
         with weights_from(generator):
             self.clock = Clock(CLOCK_WIDTH)

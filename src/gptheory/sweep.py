@@ -28,10 +28,21 @@ from .cell import Cell, SweepCell
 from .ensemble import Member, fit_ensemble
 from .progress import progress
 from .score import Score
-from .store import DamagedFileError, digest, load_arrays, provenance, save_arrays, write_atomically
+from .store import (
+    DamagedFileError,
+    digest,
+    load_arrays,
+    provenance,
+    save_arrays,
+    to_json,
+    write_atomically,
+)
 from .train import TrainConfig, TrainingDivergedError
 
 GROUP = 16  # networks trained together
+# what the settings of a cell decide, so that it would happen again; memory that ran out, say, is no
+# such thing
+DECIDED = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
 
 def grid(of: type[SweepCell] = Cell, **axes: Any) -> list[SweepCell]:
@@ -77,6 +88,8 @@ def sweep(
     Raises:
         ValueError: for an empty grid.
         OSError: if the folder cannot be written, before any work.
+        Exception: what the settings of a cell do not decide, such as a lack of memory, ends the
+            sweep; started again, it goes on where it was.
 
     Warns:
         UserWarning: for files that had to be computed again, and for cells that failed.
@@ -148,7 +161,8 @@ def _run_group(group: tuple[SweepCell, ...], folder: Path) -> list[SweepCell]:
     if not missing:  # another sweep in the same folder was faster
         return []
     # weights outlive a kill until every cell has its file: no finished cell is trained again
-    path = folder / f"{digest([cell.name for cell in group])[:20]}.weights"
+    kind = group[0].FORMAT  # trained otherwise, weights are others
+    path = folder / f"{digest([kind, *(cell.name for cell in group)])[:20]}.weights"
     with _one_thread():
         start = time.thread_time()
         scores = _scores(missing, path)
@@ -210,10 +224,10 @@ def _restored(
 
 
 def _guarded(make: Callable[[], Any]) -> Any:
-    """What it makes, or the error: one cell that fails must not take the others down."""
+    """What it makes, or the error: a cell that always fails must not take the others down."""
     try:
         return make()
-    except Exception as error:
+    except DECIDED as error:
         return error
 
 
@@ -236,7 +250,7 @@ def _store(
         "seconds": round(seconds, 3), "provenance": provenance(),
     }  # fmt: skip
     record["digest"] = digest(record)
-    write_atomically(_file(folder, cell), (json.dumps(record) + "\n").encode())
+    write_atomically(_file(folder, cell), (to_json(record) + "\n").encode())
 
 
 def _stored(folder: Path, cell: SweepCell) -> dict[str, Any] | None:

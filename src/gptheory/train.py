@@ -24,8 +24,15 @@ from .matching import TIMES, WEIGHTS, matching_loss, matching_steps
 from .metrics import score_error
 from .process import GaussianProcess
 from .progress import progress
-from .store import DamagedFileError, digest, load_arrays, provenance, save_arrays
-from .validation import require_count, require_finite, require_positive, require_sequences
+from .store import DamagedFileError, digest, load_arrays, provenance, save_arrays, to_json
+from .validation import (
+    require_count,
+    require_finite,
+    require_nonnegative,
+    require_positive,
+    require_range,
+    require_sequences,
+)
 
 EVALUATION_SEED = 2**31 - 1  # every evaluation of every run draws the same sequences
 
@@ -79,15 +86,15 @@ class TrainConfig:
             require_count(name, getattr(self, name))
         for name in ("seed", "evaluate_every"):
             require_count(name, getattr(self, name), minimum=0)
-        for name in ("learning_rate", "clip", "t_min", "t_max"):
+        for name in ("learning_rate", "clip"):
             require_positive(name, getattr(self, name))
-        if self.t_min >= self.t_max:
-            raise ValueError(f"expected t_min < t_max, got {self.t_min!r}, {self.t_max!r}")
+        require_range(self.t_min, self.t_max)
+        for t in self.evaluate_at:
+            require_positive("every step of evaluate_at", t)
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay!r}")
+        require_nonnegative("weight_decay", self.weight_decay)
         for name, known in (("times", TIMES), ("weight", WEIGHTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -171,7 +178,7 @@ class Training:
             trainable, config.learning_rate, config.betas, weight_decay=config.weight_decay,
             fused=True,
         )  # fmt: skip
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(int(config.seed))  # or numpy's
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
@@ -234,11 +241,10 @@ class Training:
         shapes = {name: list(value.shape) for name, value in _weights(self.model).items()}
         count = sum(math.prod(shape) for shape in shapes.values())
         return json.loads(
-            json.dumps(
+            to_json(
                 {
                     **asdict(self.config),
-                    "model": type(self.model).__qualname__,
-                    "model configuration": getattr(self.model, "config", None),
+                    **architecture(self.model),
                     "set of weights": f"{count} of {self.dtype}, {digest(shapes)[:12]}",
                     "data": self._data_name,
                     "device": self.device.type,
@@ -269,6 +275,8 @@ class Training:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
+            for own, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                own.copy_(value)  # statistics of the data, say, are no weights: the last ones count
         return loss.detach(), norm
 
     def _log(self) -> None:
@@ -336,6 +344,22 @@ def fit(
         kept = f"{checkpoint} keeps the weights of step {saved}" if saved else "nothing was saved"
         raise TrainingDivergedError(f"{error}; {kept}") from None
     return training.result()
+
+
+def architecture(model: nn.Module) -> dict[str, Any]:
+    """What shapes of weights do not say: kind and settings of every part, and what is frozen.
+
+    Settings are a part's ``config``, or what its ``repr`` shows.
+    """
+    parts = {
+        f"model.{name}".rstrip("."): [
+            type(part).__qualname__,
+            getattr(part, "config", None) or part.extra_repr(),
+        ]
+        for name, part in model.named_modules()
+    }
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    return {**parts, "list of frozen weights": frozen}
 
 
 def draw_batch(

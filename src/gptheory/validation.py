@@ -23,6 +23,20 @@ def require_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 
+def require_nonnegative(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number of at least zero."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+
+
+def require_range(t_min: float, t_max: float) -> None:
+    """Raise unless diffusion steps t_min < t_max are finite and above zero."""
+    require_positive("t_min", t_min)
+    require_positive("t_max", t_max)
+    if t_min >= t_max:
+        raise ValueError(f"expected t_min < t_max, got t_min={t_min!r}, t_max={t_max!r}")
+
+
 def require_count(name: str, value: int, minimum: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:

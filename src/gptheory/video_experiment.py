@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .diffusion import perturb
 from .dit import DiT
-from .experiments import CHUNK, in_half_precision
+from .experiments import CHUNK, in_half_precision, with_weights
 from .kernels import PowerExponential, gram
 from .maps import off_diagonal_correlation
 from .metrics import (
@@ -28,6 +28,7 @@ from .metrics import (
     temporal_covariance,
 )
 from .probe import record
+from .probing import shuffled_frames
 from .results import Result, save_result
 from .sample import restart, sample
 from .store import digest, provenance, remembered
@@ -380,8 +381,7 @@ class Studio:
 
 def shuffled(x: Tensor) -> Tensor:
     """Sequences (n, N, d) with their frames in random order, another one for each; seeded."""
-    orders = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-    return x.gather(1, orders[:, :, None].expand_as(x))
+    return shuffled_frames(x, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -397,8 +397,6 @@ def map_correlation(attention: Tensor, kernel: Tensor) -> float:
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:
     """The trained transformer of a result of :func:`video_study`, and its latent map."""
-    network, prefix = DiT(**result.record["settings"]["network"]), "weights."
-    weights = {k.removeprefix(prefix): x for k, x in result.arrays.items() if k.startswith(prefix)}
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
+    network = with_weights(DiT(**result.record["settings"]["network"]), result, "weights.")
     mean, basis, scale = (result.arrays[f"map.{part}"] for part in ("mean", "basis", "scale"))
-    return network.eval().requires_grad_(False), LatentMap(mean, basis, scale.item())
+    return network, LatentMap(mean, basis, scale.item())
