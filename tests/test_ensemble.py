@@ -133,6 +133,12 @@ def test_models_that_differ_are_refused(other, complaint):
         fit_ensemble(group, CONFIG)
 
 
+def test_frozen_weights_are_refused():
+    frozen = [Member(frozen_lift(seed), LAW, seed) for seed in range(2)]
+    with pytest.raises(ValueError, match=r"lift\.weight, lift\.bias of its models"):
+        fit_ensemble(frozen, CONFIG)
+
+
 def test_a_member_that_diverges_leaves_the_others_alone():
     group = members()
     with torch.no_grad():

@@ -62,7 +62,8 @@ def fit_ensemble(
         disturb the others.
 
     Raises:
-        ValueError: without members, for data that do not fit their model, or models that differ.
+        ValueError: without members, for data that do not fit their model, for models that differ
+            or that have frozen weights.
 
     Accuracy: on one thread, with a batch size that is a multiple of 16, a member ends with the same
     weights whoever else is in the ensemble, bit for bit. (The last numbers of a tensor whose size
@@ -160,7 +161,15 @@ class _Stack:
 
 
 def _require_alike(models: list[nn.Module]) -> None:
-    """Raise unless all models have one structure: that of the first computes for all."""
+    """Raise unless all models have one structure, that of the first computes for all; and no weight
+    of it is frozen, since the stack trains every one.
+    """
+    frozen = [name for name, value in models[0].named_parameters() if not value.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"an ensemble trains all weights, but {', '.join(frozen)} of its models do not require"
+            " a gradient; train such models one by one with gptheory.train.fit"
+        )
     first, *others = (
         {**architecture(m), **{name: (p.dtype, *p.shape) for name, p in m.named_parameters()}}
         for m in models
