@@ -50,6 +50,7 @@ COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
 STRUCTURE = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 PARALLEL = 2
 PATIENCE = 180_000  # milliseconds for any one step, on a busy machine
+SETTLES = 400  # milliseconds: the theme measures what scrolls 300 after the window has changed
 SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
 FRONT_PAGE = "book/index.html"
@@ -265,6 +266,7 @@ async def put_on(page: Page, look: Look) -> list[str]:
         await page.wait_for_function(WEARS_SCHEME, arg=look.scheme, timeout=10_000)
     except PlaywrightTimeout:
         return [f"does not turn {look.scheme} when the reader asks for it"]
+    await page.wait_for_timeout(SETTLES)
     return []
 
 
