@@ -81,9 +81,11 @@ def test_assignment_bears_the_name_of_its_file(problem_set):
     assert yaml.safe_load(settings) == expected
 
 
-def test_graders_container_installs_the_package_from_this_repository():
+def test_graders_container_installs_the_package_that_students_have():
     settings = yaml.safe_load((problem_sets.COURSEWORK / "assignment.yml").read_text("utf-8"))
-    assert settings["requirements"] == [f"gptheory @ git+{form.repository_url()}"]
+    assert settings["requirements"] == [
+        f"gptheory @ git+{form.repository_url()}@v{form.package_version()}"
+    ]
 
 
 # ---- the questions --------------------------------------------------------------------------

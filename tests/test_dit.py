@@ -174,8 +174,9 @@ def test_clock_tells_diffusion_steps_apart():
 
 
 def test_a_score_network_needs_a_velocity():
-    with pytest.raises(NotImplementedError):
-        ScoreNetwork(DIM, N, 8, {})(sequences(), 0.1)
+    """It is refused where it is made, not after a training has begun."""
+    with pytest.raises(TypeError, match=r"abstract.*velocity"):
+        ScoreNetwork(DIM, N, 8, {})
 
 
 # ---- blocks and tokens --------------------------------------------------------------------------

@@ -293,7 +293,7 @@ def test_local_processes_and_threads_give_the_same_table(backend, table, tmp_pat
 
 @pytest.mark.filterwarnings("default")  # distributed warns of ports and of versions
 def test_a_dask_cluster_gives_the_same_table(table, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="dask is an optional extra")
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True

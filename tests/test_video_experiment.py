@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from strategies import seeded
-from tolerances import assert_float32, assert_identity
+from tolerances import assert_float32
 
 from gptheory import video_experiment as study
 from gptheory.dit import DiT
-from gptheory.kernels import PowerExponential, gram
 from gptheory.metrics import spatial_covariance
 from gptheory.results import load_result
 from gptheory.train import TrainConfig
 from gptheory.video import Ball, LatentMap
-from gptheory.video_experiment import Film, VideoStudy, attention_maps, map_correlation
+from gptheory.video_experiment import Film, VideoStudy, attention_maps
 
 CPU = torch.device("cpu")
 TINY = VideoStudy(
@@ -91,17 +89,6 @@ def test_attention_maps_are_those_of_the_forward_pass_and_leave_no_hooks():
     assert maps.shape == (2, 4, 2, 5, 5)
     assert_float32(maps, torch.stack(seen).detach())
     assert not any(block.attention._forward_hooks for block in network.blocks)
-
-
-def test_map_correlation_leaves_the_diagonal_out():
-    a, b = torch.randn(2, 6, 6, generator=seeded(0), dtype=torch.float64)
-    off = ~np.eye(6, dtype=bool)
-    expected = np.corrcoef(a.numpy()[off], b.numpy()[off])[0, 1]
-    assert_identity(map_correlation(a, b), expected)
-    assert_identity(map_correlation(a + 5 * torch.eye(6), b), expected)
-    assert map_correlation(torch.ones(6, 6), b) == 0.0
-    kernel = gram(PowerExponential(3.0), 6)
-    assert_identity(map_correlation(1 - 2 * kernel, kernel), -1.0)
 
 
 def test_shuffled_videos_have_the_same_frames_in_another_order():

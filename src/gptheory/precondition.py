@@ -17,6 +17,7 @@ data with mean zero, because :math:`E[x \mid v_t] = \alpha_t\,\mathrm{Cov}(x)\,v
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -56,7 +57,7 @@ class Clock(nn.Module):
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(weight))
 
 
-class ScoreNetwork(nn.Module):
+class ScoreNetwork(nn.Module, ABC):
     r"""A trainable score :math:`\hat s(v, t) = -v + (\alpha_t/\sigma_t) F(v, t)`.
 
     Subclasses define :meth:`velocity`, the network F itself.
@@ -103,9 +104,9 @@ class ScoreNetwork(nn.Module):
         fading = (alpha(t) / alpha(seen)).to(v)[:, None, None]  # 1 up to the horizon
         return -v + signal / noise * fading * velocity
 
+    @abstractmethod
     def velocity(self, v: Tensor, clock: Tensor) -> Tensor:
         """F: (batch, N, d) and an embedding of t, (batch or 1, width), to (batch, N, d)."""
-        raise NotImplementedError
 
 
 class Modulation(nn.Module):

@@ -332,8 +332,8 @@ class Studio:
         return [
             {
                 "kind": kind, "t": t, "layer": layer, "head": head,
-                "path kernel": map_correlation(own.mean(dim=0), gamma),
-                "latent factor": map_correlation(own.mean(dim=0), latent),
+                "path kernel": off_diagonal_correlation(own.mean(dim=0), gamma).item(),
+                "latent factor": off_diagonal_correlation(own.mean(dim=0), latent).item(),
                 "content": (own.var(dim=0, correction=0).mean() / own.var(correction=0)).item(),
             }
             for t in ATTENTION_STEPS
@@ -388,11 +388,6 @@ def shuffled(x: Tensor) -> Tensor:
 def attention_maps(network: DiT, v: Tensor, t: float) -> Tensor:
     """Maps of every layer and head, (depth, batch, heads, N (i), N (j)), in one forward pass."""
     return torch.stack([seen.maps for seen in record(network, v, t)])
-
-
-def map_correlation(attention: Tensor, kernel: Tensor) -> float:
-    """Pearson correlation of two (N, N) matrices off the diagonal; 0 where one is constant."""
-    return off_diagonal_correlation(attention, kernel).item()
 
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:
