@@ -26,7 +26,6 @@ from gptheory.latent import (
 from gptheory.latent_metrics import expected_pca_error, support_errors
 from gptheory.matching import matching_loss
 from gptheory.mixture import random_mixture
-from gptheory.precondition import ScoreNetwork
 from gptheory.process import GaussianProcess, decaying_process
 from gptheory.score import ExactScore
 from gptheory.train import TrainConfig, Training, fit
@@ -128,12 +127,12 @@ def test_dtype_of_the_input_is_kept():
 # ---- the network --------------------------------------------------------------------------------
 
 
-class Exact(ScoreNetwork):
+class Exact(torch.nn.Module):
     """The exact latent score in the shape of a network with other tokens."""
 
     def __init__(self, own: SubspaceData, tokens: int) -> None:
-        super().__init__(own.latent_dim // tokens, tokens, 4, {})
-        self.own = own
+        super().__init__()
+        self.own, self.dim, self.seq_len = own, own.latent_dim // tokens, tokens
 
     def forward(self, v, t):
         latent = v.reshape(len(v), self.own.latent.seq_len, self.own.latent.dim)
