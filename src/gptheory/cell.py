@@ -128,7 +128,7 @@ class Cell(SweepCell):
             into heads, or no n where it is needed.
     """
 
-    FORMAT: ClassVar[str] = "sweep-1"
+    FORMAT: ClassVar[str] = "sweep-2"
     OWN: ClassVar[frozenset[str]] = frozenset(
         {"n", "exponent", "lengthscale", "correlation", "seed"}
     )

@@ -134,8 +134,15 @@ def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     for name, values in (("sizes", n), ("errors", error)):
         if not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(f"{name} must be positive and finite, got {values}")
-    fit = stats.linregress(np.log(n), np.log(error))
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n.size - 2) * fit.stderr
+    x, y = np.log(n), np.log(error)
+    fit = stats.linregress(x, y)
+    # not linregress's own error: that comes from 1 − r², which rounds to u where the residuals
+    # are of size u, and its root, 1e-8, hides what they say
+    residuals = y - fit.intercept - fit.slope * x
+    variance = residuals @ residuals / (n.size - 2)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n.size - 2) * np.sqrt(
+        variance / np.sum((x - x.mean()) ** 2)
+    )
     return float(fit.slope), float(reach)
 
 

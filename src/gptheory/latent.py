@@ -21,6 +21,7 @@ from .mixture import GaussianMixture
 from .precondition import ScoreNetwork
 from .process import GaussianProcess
 from .score import ExactScore, Score
+from .spectra import oriented, orthonormal
 from .validation import (
     require_count,
     require_finite,
@@ -210,9 +211,7 @@ class LatentScore(nn.Module):
     @property
     def encoder(self) -> Tensor:
         """W, (D, d_0)."""
-        q, r = torch.linalg.qr(self.free)
-        # LAPACK leaves the signs to chance; with diag R > 0, Q is continuous in the free matrix
-        return q * r.diagonal(dim1=-2, dim2=-1).sign()
+        return orthonormal(self.free)
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the score: (batch, 1, D) and t, a number or (batch,), to (batch, 1, D).
@@ -278,7 +277,7 @@ def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator |
     device = None if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     free = torch.randn(ambient_dim, latent_dim, **draw)
-    return torch.linalg.qr(free)[0]
+    return orthonormal(free)
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
@@ -346,7 +345,7 @@ def principal_subspace(x: Tensor, latent_dim: int) -> Tensor:
     require_sizes(x.shape[2], latent_dim)
     warn_if_few(len(x), latent_dim)
     flat = x[:, 0].double()
-    return torch.linalg.eigh(flat.T @ flat)[1][:, -latent_dim:].flip(1)
+    return oriented(torch.linalg.eigh(flat.T @ flat)[1][:, -latent_dim:].flip(1))
 
 
 def warn_if_few(n: int, latent_dim: int) -> None:

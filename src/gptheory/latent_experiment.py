@@ -82,7 +82,7 @@ class LatentCell(SweepCell):
         UserWarning: for n < d_0.
     """
 
-    FORMAT: ClassVar[str] = "latent-1"
+    FORMAT: ClassVar[str] = "latent-2"
     OWN: ClassVar[frozenset[str]] = frozenset({"n", "law", "seed"})
 
     network: str = "latent"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .diffusion import levels
 from .process import PSD_TOLERANCE
+from .spectra import symmetric_root
 from .validation import (
     NotPSDError,
     require_count,
@@ -95,7 +96,7 @@ class GaussianMixture:
         # rounding may leave the last edge below 1
         which = torch.searchsorted(self.weights.cumsum(0), uniform).clamp(max=len(self.means) - 1)
         noise = torch.randn(n, self.means.shape[1], **draw).to(self.means)
-        roots = self._axes * self._variances.sqrt()[:, None]
+        roots = symmetric_root(self._variances, self._axes)
         flat = self.means[which] + torch.einsum("nij,nj->ni", roots[which], noise)
         return flat.unflatten(1, (self.seq_len, self.dim)).to(dtype)
 

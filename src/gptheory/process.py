@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernels import PowerExponential, gram, toeplitz
+from .spectra import symmetric_root
 from .validation import (
     NotPSDError,
     require_count,
@@ -133,9 +134,10 @@ class GaussianProcess:
     ) -> Tensor:
         r"""Draw n independent sequences.
 
-        Dense factors: :math:`X = \mu + F_\Gamma Z F_\Sigma^\top` with F F^T the covariance, two
-        matrix products a chunk. A kernel on a long sequence: circulant embedding, O(N log N) a
-        sequence (Wood and Chan 1994).
+        Dense factors: :math:`X = \mu + \Gamma^{1/2} Z\,\Sigma^{1/2}`, two matrix products a chunk;
+        the roots are symmetric, so that a seed gives the same sequences whichever eigenvectors
+        LAPACK finds. A kernel on a long sequence: circulant embedding, O(N log N) a sequence (Wood
+        and Chan 1994).
 
         Args:
             n: number of sequences, 0 or more.
@@ -152,10 +154,10 @@ class GaussianProcess:
         require_count("n", n, minimum=0)
         device = self.spatial.device
         out = torch.empty(n, self.seq_len, self.dim, dtype=dtype, device=device)
-        spatial_factor, mean = _factor(self.spatial_spectrum).to(dtype), self.mean.to(dtype)
+        spatial_root, mean = symmetric_root(*self.spatial_spectrum).to(dtype), self.mean.to(dtype)
         temporal_noise = self._circulant_noise if self._is_long() else self._dense_noise
         for rows, noise in temporal_noise(n, generator, dtype):  # (N, rows, d)
-            frames = (noise @ spatial_factor.T).transpose(0, 1)
+            frames = (noise @ spatial_root).transpose(0, 1)
             torch.add(frames, mean, out=out[rows])
         return out
 
@@ -210,12 +212,12 @@ class GaussianProcess:
         self, n: int, generator: torch.Generator | None, dtype: torch.dtype
     ) -> Iterator[tuple[slice, Tensor]]:
         """Chunks (N, rows, d) with covariance Γ along frames, white along the rest."""
-        factor = _factor(self.temporal_spectrum).to(dtype)
+        root = symmetric_root(*self.temporal_spectrum).to(dtype)
         for rows in _chunks(n, DENSE_CHUNK // (self.seq_len * self.dim)):
             shape = (self.seq_len, (rows.stop - rows.start) * self.dim)
-            white = _normal(shape, generator, dtype, factor.device)
+            white = _normal(shape, generator, dtype, root.device)
             # one large product: every sequence and coordinate is a column
-            yield rows, (factor @ white).reshape(self.seq_len, -1, self.dim)
+            yield rows, (root @ white).reshape(self.seq_len, -1, self.dim)
 
     def _circulant_noise(
         self, n: int, generator: torch.Generator | None, dtype: torch.dtype
@@ -306,11 +308,6 @@ def _require_regular(name: str, values: Tensor) -> None:
             f" {values[0]:.3g}, largest {values[-1]:.3g}), so it has no density; add a small"
             " multiple of the identity, or ask for the density of the noised sequence"
         )
-
-
-def _factor(spectrum: tuple[Tensor, Tensor]) -> Tensor:
-    values, vectors = spectrum
-    return vectors * values.sqrt()
 
 
 def _chunks(n: int, step: int) -> Iterator[slice]:

@@ -351,7 +351,9 @@ class LearnedCovariance(nn.Module):
         frequencies = torch.arange(2 * self.seq_len + 1, device=self.spectrum.device)
         lags = torch.arange(self.seq_len, device=self.spectrum.device)
         waves = torch.cos(torch.outer(lags, frequencies) * (torch.pi / (2 * self.seq_len)))
-        return toeplitz(waves.to(self.spectrum) @ self.spectrum.softmax(dim=0))
+        # a sum and no product of matrices: where networks are trained together, vmap makes their
+        # number the columns of such a product, and MKL's order of summation depends on it
+        return toeplitz((waves.to(self.spectrum) * self.spectrum.softmax(dim=0)).sum(dim=1))
 
     def spatial(self) -> Tensor:
         r""":math:`\hat\Sigma`, (d, d)."""

@@ -23,6 +23,7 @@ from .diffusion import normal_like
 from .kernels import gram
 from .metrics import lag_correlations, temporal_covariance
 from .process import GaussianProcess
+from .spectra import oriented, symmetric_root
 from .validation import require_count, require_finite, require_positive, require_sequences
 
 CHUNK_FRAMES = 2048  # rendered or searched at a time
@@ -412,7 +413,7 @@ class LatentMap:
         if values[0] <= 0:
             raise ValueError("the frames are all equal: there is nothing to learn")
         kept = values[:dim].sum().item()
-        basis = vectors[:, :dim].to(frames)
+        basis = oriented(vectors[:, :dim]).to(frames)
         return cls(pixels.mean(dim=0), basis, math.sqrt(kept / dim), 1 - kept / values.sum().item())
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -456,12 +457,12 @@ class GaussianTwin:
         self._mean = rows.mean(dim=0)
         self.covariance = torch.cov((rows - self._mean).T).double()
         values, vectors = torch.linalg.eigh(self.covariance)
-        self._factor = (vectors * values.clamp(min=0).sqrt()).to(x)
+        self._root = symmetric_root(values.clamp(min=0), vectors).to(x)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, N, d), dtype and device of the sequences that were given."""
         white = normal_like(self._mean.expand(n, -1), generator)
-        rows = self._mean + white @ self._factor.T
+        rows = self._mean + white @ self._root
         return rows.unflatten(1, self._shape)
 
     def kronecker_share(self) -> float:

@@ -1,0 +1,60 @@
+"""What a spectrum decides and what it leaves to chance.
+
+LAPACK libraries agree on eigenvalues to rounding, but not on eigenvectors: each may change their
+signs, and rotate those of equal eigenvalues. Whatever a seed decides must therefore be made from
+combinations that do not see the choice, or from vectors whose signs are fixed by a rule.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def symmetric_root(values: Tensor, vectors: Tensor) -> Tensor:
+    r"""The root :math:`C^{1/2} = V \operatorname{diag}(\sqrt\lambda) V^\top` of a covariance.
+
+    Of all R with :math:`R R^\top = C` it is the only positive semidefinite one, so it is the same
+    whichever eigenvectors are handed in: samples :math:`C^{1/2} z` of a seed are the same on every
+    machine up to rounding, those of :math:`V \operatorname{diag}(\sqrt\lambda) z` are not.
+
+    Args:
+        values: eigenvalues >= 0, (..., n).
+        vectors: orthonormal eigenvectors in columns, (..., n, n).
+
+    Returns:
+        (..., n, n), dtype and device of the vectors.
+
+    Accuracy: :math:`n\,u\,\lambda_{max}^{1/2}` where C is well conditioned; an eigenvalue that is
+    zero up to rounding, :math:`n\,u\,\lambda_{max}`, contributes the root of that, 1e-7 in float64.
+    """
+    return (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """The orthonormal basis Q of the columns, A = QR with diag R > 0: unique where A has full rank.
+
+    LAPACK leaves the signs to chance; with this rule Q is a continuous function of A.
+
+    Args:
+        matrix: (..., n, k), k <= n.
+
+    Returns:
+        (..., n, k), differentiable.
+    """
+    q, r = torch.linalg.qr(matrix)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(q)
+    return q * signs[..., None, :]
+
+
+def oriented(vectors: Tensor) -> Tensor:
+    r"""Columns with their signs chosen such that :math:`\sum_k \sqrt{k}\, v_k > 0`.
+
+    The weights single out no direction by symmetry: modes that are even or odd in any sense have
+    no sum of zero. Vectors of equal eigenvalues remain rotated by chance.
+
+    Args:
+        vectors: (n, k).
+    """
+    weights = torch.arange(1, len(vectors) + 1, dtype=vectors.dtype, device=vectors.device).sqrt()
+    return vectors * torch.where(weights @ vectors < 0, -1, 1).to(vectors)
