@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from .diffusion import levels
-from .process import PSD_TOLERANCE
-from .spectra import symmetric_root
+from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
-    NotPSDError,
+    arrival_dtype,
     require_count,
     require_finite,
     require_sequences,
@@ -35,7 +34,8 @@ class GaussianMixture:
         seq_len, dim: L and d.
 
     Raises:
-        NotPSDError: if a covariance has an eigenvalue below −1e-10 times its largest.
+        NotPSDError: if a covariance has a negative eigenvalue that the rounding of its dtype does
+            not explain (:func:`gptheory.spectra.clipped_eigh`).
         ValueError: for shapes that disagree, matrices not symmetric and finite, or weights that are
             negative or all zero.
 
@@ -55,15 +55,10 @@ class GaussianMixture:
                 f"covariance must have shape ({size}, {size}) or ({count}, {size}, {size}),"
                 f" got {tuple(covariance.shape)}"
             )
-        values, self._axes = torch.linalg.eigh(
-            torch.stack([require_symmetric("covariance", each) for each in covariances])
+        whole = torch.stack([require_symmetric("covariance", each) for each in covariances])
+        self._variances, self._axes = covariance_spectrum(  # (K, L·d)
+            "covariance of a component", whole, arrival_dtype(covariance)
         )
-        if (values[:, 0] < -PSD_TOLERANCE * values[:, -1].abs()).any():
-            raise NotPSDError(
-                "a covariance of the mixture is not positive semidefinite: its smallest eigenvalue"
-                f" is {values[:, 0].min():.3g}"
-            )
-        self._variances = values.clamp(min=0)  # (K, L·d)
         self.weights = _normalised(weights, count, self.means)
 
     def covariance(self) -> Tensor:

@@ -8,6 +8,7 @@ works with the two factors; the Nd × Nd matrix is never formed except by
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -16,18 +17,17 @@ import torch
 from torch import Tensor
 
 from .kernels import PowerExponential, gram, toeplitz
-from .spectra import symmetric_root
+from .rounding import spectrum_rounding, unit_roundoff
+from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
     NotPSDError,
+    arrival_dtype,
     require_count,
     require_finite,
     require_sequences,
     require_symmetric,
 )
 
-PSD_TOLERANCE = 1e-10  # eigenvalues below -tolerance * largest are refused, tinier ones are clipped
-SINGULAR_TOLERANCE = 1e-14  # a density needs eigenvalues above this, relative to the largest
-EMBEDDING_TOLERANCE = 1e-12  # the same for the spectrum of a circulant embedding
 EMBEDDING_GROWTH = 64  # largest circulant embedding, in multiples of the smallest one
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
 DENSE_CHUNK = 2**17  # numbers drawn at a time, so that a chunk stays in cache
@@ -55,9 +55,11 @@ class GaussianProcess:
         mean: (N, d) float64.
         seq_len: N.
         dim: d.
+        temporal_dtype, spatial_dtype: in which the factors arrived; a kernel's Γ is float64.
 
     Raises:
-        NotPSDError: if a factor has an eigenvalue below −1e-10 times its largest. A kernel is not
+        NotPSDError: if a factor has a negative eigenvalue that the rounding of its dtype does not
+            explain (:func:`gptheory.spectra.clipped_eigh`); tinier ones count as 0. A kernel is not
             factorised before it is needed: :meth:`sample` or a score refuses it then.
         ValueError: for factors that are not square, symmetric and finite, or shapes that disagree.
 
@@ -73,12 +75,15 @@ class GaussianProcess:
     ) -> None:
         self._kernel = None if isinstance(temporal, Tensor) else temporal
         if self._kernel is None:
+            self.temporal_dtype = arrival_dtype(temporal)
             temporal = require_symmetric("temporal", temporal)
             if seq_len not in (None, len(temporal)):
                 raise ValueError(f"temporal has {len(temporal)} frames, but seq_len={seq_len}")
             self.seq_len = len(temporal)
         else:
+            self.temporal_dtype = torch.float64
             self.seq_len = _length_for(temporal, seq_len)
+        self.spatial_dtype = arrival_dtype(spatial)
         self.spatial = require_symmetric("spatial", spatial)
         self.temporal = temporal if self._kernel is not None else temporal.to(self.spatial.device)
         self.dim = len(self.spatial)
@@ -92,11 +97,10 @@ class GaussianProcess:
         return f"GaussianProcess(temporal={temporal}, seq_len={self.seq_len}, dim={self.dim})"
 
     def to(self, device: torch.device | str) -> GaussianProcess:
-        """The same process, with its factors on a device."""
-        temporal = self.temporal if self._kernel is not None else self.temporal.to(device)
-        return GaussianProcess(
-            temporal, self.spatial.to(device), self.mean.to(device), self.seq_len
-        )
+        """The same process, with its factors, and what was derived from them, on a device."""
+        moved = copy.copy(self)
+        vars(moved).update({name: _on(value, device) for name, value in vars(self).items()})
+        return moved
 
     def gram(self) -> Tensor:
         """Γ as an (N, N) float64 matrix."""
@@ -119,12 +123,13 @@ class GaussianProcess:
     @cached_property
     def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
-        return _spectrum(f"temporal covariance {self._temporal_name()}", self.gram())
+        name = f"temporal covariance {self._temporal_name()}"
+        return covariance_spectrum(name, self.gram(), self.temporal_dtype)
 
     @cached_property
     def spatial_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,), ascending and clipped at 0, and eigenvectors (d, d) of Σ, float64."""
-        return _spectrum("spatial covariance", self.spatial)
+        return covariance_spectrum("spatial covariance", self.spatial, self.spatial_dtype)
 
     def sample(
         self,
@@ -174,13 +179,14 @@ class GaussianProcess:
 
         Raises:
             ValueError: for a wrong shape or non-finite values.
-            NotPSDError: if Γ or Σ is singular to float64 precision, so that no density exists.
+            NotPSDError: if Γ or Σ is singular to the precision in which it was given, so that no
+                density exists.
         """
         require_sequences("x", x, self.seq_len, self.dim)
         require_finite("x", x)
         (temporal_values, u), (spatial_values, w) = self.temporal_spectrum, self.spatial_spectrum
-        for name, values in (("temporal", temporal_values), ("spatial", spatial_values)):
-            _require_regular(name, values)
+        _require_regular("temporal", temporal_values, self.temporal_dtype)
+        _require_regular("spatial", spatial_values, self.spatial_dtype)
         variances = torch.outer(temporal_values, spatial_values)  # (N, d)
         rotated = u.T @ (x.to(u) - self.mean) @ w
         log_det = variances.log().sum() + variances.numel() * math.log(2 * math.pi)
@@ -241,7 +247,7 @@ class GaussianProcess:
             values = self._kernel(torch.arange(half + 1, dtype=torch.float64))
             require_finite("the kernel's values", values)
             eigenvalues = torch.fft.hfft(torch.complex(values, torch.zeros_like(values)))
-            if eigenvalues.min() > -EMBEDDING_TOLERANCE * eigenvalues.max():
+            if eigenvalues.min() >= -_transform_rounding(values, len(eigenvalues)):
                 break
             half *= 2
         else:
@@ -253,6 +259,17 @@ class GaussianProcess:
             )
         amplitude = (eigenvalues.clamp(min=0) / len(eigenvalues)).sqrt()
         return amplitude.to(self.spatial.device)
+
+
+def _transform_rounding(values: Tensor, size: int) -> float:
+    r"""What rounding may do to an eigenvalue of a circulant of ``size`` rows, by its transform.
+
+    An FFT errs by :math:`7\log_2 M\,u` of the 2-norm of its result (Higham 2002, theorem 24.2),
+    :math:`\sqrt M` times that of its input; a correlation, a power and an exponential, is itself
+    taken to be off by 8 u.
+    """
+    norm = math.sqrt(2 * size) * values.norm().item()  # the first row holds every value twice
+    return (8 + 7 * math.log2(size)) * unit_roundoff(values.dtype) * norm
 
 
 def decaying_process(
@@ -290,24 +307,20 @@ def _length_for(temporal: object, seq_len: int | None) -> int:
     return int(seq_len)
 
 
-def _spectrum(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(matrix)
-    if values[0] < -PSD_TOLERANCE * values[-1].abs():
+def _require_regular(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    if values[0] <= spectrum_rounding(values, dtype):
         raise NotPSDError(
-            f"the {name} is not positive semidefinite: its smallest eigenvalue is"
-            f" {values[0]:.3g}, its largest {values[-1]:.3g}; taper a truncated covariance"
-            " (kernels.taper) or add a multiple of the identity above that eigenvalue"
-        )
-    return values.clamp(min=0), vectors
-
-
-def _require_regular(name: str, values: Tensor) -> None:
-    if values[0] <= SINGULAR_TOLERANCE * values[-1]:
-        raise NotPSDError(
-            f"the {name} covariance is singular to float64 precision (smallest eigenvalue"
+            f"the {name} covariance is singular to {dtype} precision (smallest eigenvalue"
             f" {values[0]:.3g}, largest {values[-1]:.3g}), so it has no density; add a small"
             " multiple of the identity, or ask for the density of the noised sequence"
         )
+
+
+def _on(value: object, device: torch.device | str) -> object:
+    """A tensor, or each of several, on a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_on(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _chunks(n: int, step: int) -> Iterator[slice]:

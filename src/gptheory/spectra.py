@@ -10,6 +10,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .rounding import SUMMED, spectrum_rounding
+from .validation import NotPSDError
+
+# what a calculation in float64 may lose beyond its rounding, relative to the largest eigenvalue: a
+# Schur complement of 64 rows that divides by a matrix of condition 1e4, n κ u
+PSD_TOLERANCE = 1e-10
+
+
+def clipped_eigh(matrix: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    r"""Eigenvalues, ascending, and eigenvectors; those negative by rounding alone are 0.
+
+    That is, above :math:`-\max(10^{-10}\|A\|_2, r)`, with r what rounding may do in the precision
+    in which A was made (:func:`gptheory.rounding.spectrum_rounding`, for entries that are sums).
+
+    Args:
+        matrix: A, symmetric (..., n, n) float64.
+        dtype: the precision that it had on arrival.
+
+    Returns:
+        (..., n) and (..., n, n).
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    largest = values.abs().amax(dim=-1, keepdim=True)
+    limit = torch.maximum(PSD_TOLERANCE * largest, spectrum_rounding(values, dtype, SUMMED))
+    return torch.where((values < 0) & (values >= -limit), 0, values), vectors
+
+
+def covariance_spectrum(
+    name: str, matrix: Tensor, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """What :func:`clipped_eigh` returns, of a matrix without eigenvalues that are truly negative.
+
+    Raises:
+        NotPSDError: for any other; names it, its precision and the remedies.
+    """
+    values, vectors = clipped_eigh(matrix, dtype)
+    if (values < 0).any():
+        worst = values.flatten(0, -2)[values.flatten(0, -2)[..., 0].argmin()]
+        raise NotPSDError(
+            f"the {name} is not positive semidefinite: its smallest eigenvalue is {worst[0]:.3g},"
+            f" its largest {worst[-1]:.3g}, more than rounding in {dtype} explains; pass it in the"
+            " precision in which it was computed, taper a truncated covariance (kernels.taper) or"
+            " add a multiple of the identity above that eigenvalue"
+        )
+    return values, vectors
+
 
 def symmetric_root(values: Tensor, vectors: Tensor) -> Tensor:
     r"""The root :math:`C^{1/2} = V \operatorname{diag}(\sqrt\lambda) V^\top` of a covariance.

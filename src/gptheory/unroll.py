@@ -20,8 +20,9 @@ from torch import Tensor
 from .diffusion import alpha, levels, sigma
 from .kernels import taper as tapered
 from .kernels import truncate
-from .process import PSD_TOLERANCE, GaussianProcess
+from .process import GaussianProcess
 from .score import along_frames, frames_first
+from .spectra import clipped_eigh
 from .validation import NotPSDError, require_count, require_sequences, require_step
 
 METHODS = ("gradient-descent", "heavy-ball", "chebyshev")
@@ -83,7 +84,9 @@ class UnrolledScore:
         self.process, self.steps, self.method = process, int(steps), method
         self.bandwidth, self.taper = bandwidth, taper
         self.banded = band(process.gram(), bandwidth, taper)
-        spectrum = process.temporal_spectrum if bandwidth is None else _clipped_eigh(self.banded)
+        spectrum = process.temporal_spectrum
+        if bandwidth is not None:  # of a band eigenvalues may be negative
+            spectrum = clipped_eigh(self.banded, process.temporal_dtype)
         (self._temporal, self._u), (self._spatial, self._w) = spectrum, process.spatial_spectrum
         self._variances = torch.outer(self._temporal, self._spatial)  # (N, d)
         self.spectrum = (self._variances.min().item(), self._variances.max().item())
@@ -356,13 +359,6 @@ def band(gram: Tensor, bandwidth: int | None, window: str | None = None) -> Tens
             f"bandwidth must lie in 1..{len(gram)}, the number of frames, got {bandwidth}"
         )
     return truncate(gram, bandwidth) if window is None else tapered(gram, bandwidth, window)
-
-
-def _clipped_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Spectrum in which eigenvalues that are negative by rounding only are 0."""
-    values, vectors = torch.linalg.eigh(matrix)
-    rounding = (values < 0) & (values > -PSD_TOLERANCE * values[-1])
-    return torch.where(rounding, torch.zeros_like(values), values), vectors
 
 
 def _root_momentum(low: Number, high: Number) -> Number:

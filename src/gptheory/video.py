@@ -23,7 +23,7 @@ from .diffusion import normal_like
 from .kernels import gram
 from .metrics import lag_correlations, temporal_covariance
 from .process import GaussianProcess
-from .spectra import oriented, symmetric_root
+from .spectra import covariance_spectrum, oriented, symmetric_root
 from .validation import require_count, require_finite, require_positive, require_sequences
 
 CHUNK_FRAMES = 2048  # rendered or searched at a time
@@ -456,8 +456,8 @@ class GaussianTwin:
         self._shape, rows = x.shape[1:], x.flatten(1)
         self._mean = rows.mean(dim=0)
         self.covariance = torch.cov((rows - self._mean).T).double()
-        values, vectors = torch.linalg.eigh(self.covariance)
-        self._root = symmetric_root(values.clamp(min=0), vectors).to(x)
+        spectrum = covariance_spectrum("covariance of x", self.covariance, x.dtype)
+        self._root = symmetric_root(*spectrum).to(x)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, N, d), dtype and device of the sequences that were given."""
