@@ -29,9 +29,9 @@ from torch import Tensor
 from tour import attention, laws, networks, scores, studies  # noqa: F401
 from tour.stop import STOPS, Stop
 
-# Two computations of one number in single precision: u = 6e-8, sums of up to 40 products, and
-# matrices whose condition is at most 1e3 (the law at the smallest step)
-FLOAT32 = 1e-3
+# Largest relative difference of two computations of one number: three hundred roundings, all in one
+# direction. Nothing on the tour sums more products, or divides by less than 1/20.
+FLOAT32, FLOAT64 = (300 * torch.finfo(dtype).eps / 2 for dtype in (torch.float32, torch.float64))
 PAGE = Path(__file__).resolve().parents[1] / "book/api.md"
 
 
@@ -60,10 +60,9 @@ def documented() -> dict[str, CodeType]:
 
 
 def _public(module: ModuleType) -> list[str]:
-    own = {k: x for k, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__}
-    return [
-        k for k, x in own.items() if not k.startswith("_") and (inspect.isclass(x) or callable(x))
-    ]
+    public = {name: found for name, found in vars(module).items() if not name.startswith("_")}
+    own = {k: x for k, x in public.items() if getattr(x, "__module__", "") == module.__name__}
+    return [name for name, found in own.items() if callable(found)]
 
 
 def _codes(name: str, found: object) -> dict[str, CodeType]:

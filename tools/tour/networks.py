@@ -1,4 +1,4 @@
-"""Stops among trainable networks: evaluating, training, probing them, many at once, in latent space."""
+"""Stops among trainable networks: evaluated, trained, probed; many at once; in latent space."""
 
 from __future__ import annotations
 
@@ -176,7 +176,8 @@ def probed_attention(device: torch.device, dtype: torch.dtype) -> Found:
     }  # fmt: skip
     twins = (probe.untrained(network, seeded(2)), probe.permuted_positions(network, seeded(3)))
     return {
-        "maps": seen.maps, "logits": seen.logits, **seen.blocks(), "norms": probe.block_norms(network),
+        "maps": seen.maps, "logits": seen.logits, **seen.blocks(),
+        "norms": probe.block_norms(network),
         "products": probe.query_key_products(probe.attention_layers(network)[0]),
         **{f"share {name}": share for name, share in probe.logit_shares(seen).items()},
         **{name: probe.Edited(network, edit)(v, 0.1) for name, edit in edits.items()},

@@ -125,7 +125,8 @@ def parts_of_the_construction(device: torch.device, dtype: torch.dtype) -> Found
     layer.linear("move", {"z": unit}, {"one": unit})
     assert product.label and "z" in spaces and spaces.touched(torch.eye(spaces.width))
     return {
-        "products": out, "copied": builder.build().to(device)(y), "fed": layer.build().to(device)(y),
+        "products": out,
+        "copied": builder.build().to(device)(y), "fed": layer.build().to(device)(y),
         "width": spaces.width, "names": len(spaces.names), "starts": sum(spaces.boundaries()),
         "read": spaces.read({"z": unit}, 1), "written": spaces.write({"z": unit}, 1),
     }  # fmt: skip
@@ -155,7 +156,8 @@ def functions_of_the_lag(device: torch.device, dtype: torch.dtype) -> Found:
     v = sequences(1, 2, device, torch.float64)
     return {
         **found, "x": x, "gaps": gaps, "radius": radius, "network": network.to(device)(v, 0.1),
-        "features": features.to(device)(steps(3, device)), "at": same(x), "lifted": lift(v, steps(2, device)),
+        "features": features.to(device)(steps(3, device)), "at": same(x),
+        "lifted": lift(v, steps(2, device)),
     }  # fmt: skip
 
 
@@ -195,7 +197,7 @@ def _path(own: ExactScore, x: Tensor) -> Found:
 
 @stop("exact", drawn=True)
 def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
-    """How far an iteration is from the exact score of a law on the device, and of one that is not."""
+    """How far an iteration is from the exact score of a law on the device, and on the CPU."""
     own = unroll.UnrolledScore(law(device), 2)
     variances, spectrum = measure.propagated_spectrum(law(device), 5)
     common = {"generator": seeded(3), "dtype": dtype}

@@ -227,7 +227,8 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
         "frames": frames, "centres": seen.centres, "shown": shown, "digits": centres,
         "code": fitted.encode(frames), "decoded": fitted.decode(fitted.encode(frames)),
         "pixels": fitted.pixel_covariance(torch.eye(3, device=device, dtype=dtype)),
-        "recentred": digits.recentred(shown, centres), "share": video.GaussianTwin(paths).kronecker_share(),
+        "recentred": digits.recentred(shown, centres),
+        "share": video.GaussianTwin(paths).kronecker_share(),
         "uniform": video.uniform_correlation(torch.linspace(-1, 1, 5).to(device)),
     }  # fmt: skip
 
