@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .polyattention import attention_gradient, exact_attention_gradient, poly_attention
+from .precision import full_precision
 from .results import save_result
 from .store import provenance
 
@@ -82,6 +83,7 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
+@full_precision()
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention by its L × M map, the textbook way."""
     return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v

@@ -25,7 +25,7 @@ DEVICE_TYPES = tuple(
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
-class full_precision:  # noqa: N801  used as torch.no_grad is
+class full_precision:
     """Inside, autocast is off and products of float32 matrices have all their digits.
 
     A context manager, and a decorator of functions, methods and generators; ``with
@@ -73,7 +73,7 @@ class full_precision:  # noqa: N801  used as torch.no_grad is
         return guarded
 
 
-class without_autocast:  # noqa: N801
+class without_autocast:
     """Inside, autocast is off in this thread; products keep the caller's precision.
 
     For backward passes: they compute in the dtypes of the forward pass, and torch advises against

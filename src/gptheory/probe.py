@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from .dit import DiT
+from .precision import full_precision
 from .transformer import ScoreTransformer
 
 BLOCKS = ("xx", "xe", "ex", "ee")  # what the query reads, what the key reads
@@ -160,10 +161,11 @@ def require_positions(content: Tensor) -> None:
 # ---- queries and keys -------------------------------------------------------------------------
 
 
+@full_precision()
 def query_key_products(layer: nn.Module) -> Tensor:
     r"""The bilinear form of each head, :math:`Q_h^\top K_h`, (heads, width, width)."""
     weight = next(layer.parameters())  # (…, width)
-    units = torch.eye(weight.shape[-1]).to(weight)[None]
+    units = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
     ends = zip(*(layer.query_key_value(y)[:2] for y in (units, 0 * units)), strict=True)
     query, key = (of_units - bias for of_units, bias in ends)
     return (query @ key.transpose(-1, -2))[0].detach()
@@ -352,6 +354,7 @@ def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> 
 # ---- heads that were built --------------------------------------------------------------------
 
 
+@full_precision()
 def contributions(seen: Seen, read: slice, write: slice, queried: slice | None = None) -> Tensor:
     r"""What the heads of a constructed layer move from one subspace to another, frame to frame.
 
