@@ -441,18 +441,20 @@ class LatentMap:
     def encode(self, frames: Tensor) -> Tensor:
         """(..., size, size) -> (..., d)."""
         _require_frames(frames, math.isqrt(len(self.mean)))
-        return (frames.flatten(-2) - self.mean) @ self.basis / self.scale
+        mean, basis = self.mean.to(frames), self.basis.to(frames)
+        return (frames.flatten(-2) - mean) @ basis / self.scale
 
     @full_precision()
     def decode(self, latents: Tensor) -> Tensor:
         """(..., d) -> (..., size, size)."""
-        frames = latents @ self.basis.T * self.scale + self.mean
+        frames = latents @ self.basis.to(latents).T * self.scale + self.mean.to(latents)
         return frames.unflatten(-1, (math.isqrt(len(self.mean)), -1))
 
     @full_precision()
     def pixel_covariance(self, covariance: Tensor) -> Tensor:
         """Covariance (pixels, pixels) of frames whose latent vectors have this one, (d, d)."""
-        return self.scale**2 * self.basis @ covariance @ self.basis.T
+        basis = self.basis.to(covariance)
+        return self.scale**2 * basis @ covariance @ basis.T
 
 
 # ---- the control --------------------------------------------------------------------------------
