@@ -161,7 +161,7 @@ def attention_growth(
 def candidates(settings: Growth, seq_len: int, device: torch.device | str = "cpu") -> dict:
     """What is compared at one length: method -> a function without arguments."""
     q, k, v, target = (x.to(device) for x in uniform_inputs(seq_len, settings.dim, 4))
-    weight = torch.eye(settings.dim, device=device) + v[: settings.dim] / 4
+    weight = torch.eye(settings.dim, dtype=v.dtype, device=device) + v[: settings.dim] / 4
     weight = weight / weight.abs().sum(dim=0).max()  # keeps the entries of A_1 X in [−1, 1]
     scale, degrees = 1 / settings.dim, (settings.degree, settings.gradient_degree)
     methods: dict[str, Callable[[], Tensor]] = {

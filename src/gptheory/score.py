@@ -105,6 +105,7 @@ def frames_first(level: float | Tensor) -> float | Tensor:
     return level.transpose(0, 1) if isinstance(level, Tensor) and level.ndim else level
 
 
+@full_precision()
 def along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
     """Apply an (N, N) matrix to (N, batch, d) as one large product."""
     return (matrix @ frames.flatten(1)).view_as(frames)

@@ -333,13 +333,19 @@ class LearnedCovariance(nn.Module):
         """
         require_sequences("v", v, self.seq_len, self.dim)
         require_step(t)
+        steps = (
+            t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=v.device)
+        )
+        clock = self.clock(steps.to(v.device).reshape(-1))
+        sizes, momenta = self.readout(clock).to(v).chunk(2, dim=1)
+        return self._iterate(v, t, sizes, momenta)
+
+    @full_precision()  # the clock obeys the caller, the iteration does not
+    def _iterate(self, v: Tensor, t: float | Tensor, sizes: Tensor, momenta: Tensor) -> Tensor:
         signal, noise = (frames_first(level) for level in levels(t, v))
         temporal, spatial = self.temporal().to(v), self.spatial().to(v)
         scale = signal**2 * temporal.norm() * spatial.norm() + 2 * noise**2
         residual = v.transpose(0, 1) - signal * self.mean.to(v)  # (N, batch, d)
-        if not isinstance(t, Tensor):
-            t = torch.full((1,), t, dtype=torch.float64, device=v.device)
-        sizes, momenta = self.readout(self.clock(t.to(v.device).reshape(-1))).to(v).chunk(2, dim=1)
         s = before = torch.zeros_like(residual)
         for size, momentum in zip(sizes.T, momenta.T, strict=True):  # (batch or 1,) each
             product = along_frames(temporal, s @ spatial)
@@ -348,6 +354,7 @@ class LearnedCovariance(nn.Module):
             s, before = s - step + momentum.sigmoid().reshape(1, -1, 1) * (s - before), s
         return s.transpose(0, 1)
 
+    @full_precision()
     def temporal(self) -> Tensor:
         r""":math:`\hat\Gamma`, (N, N)."""
         if not self.stationary:
@@ -360,6 +367,7 @@ class LearnedCovariance(nn.Module):
         # number the columns of such a product, and MKL's order of summation depends on it
         return toeplitz((waves.to(self.spectrum) * self.spectrum.softmax(dim=0)).sum(dim=1))
 
+    @full_precision()
     def spatial(self) -> Tensor:
         r""":math:`\hat\Sigma`, (d, d)."""
         return self.spatial_root @ self.spatial_root.T

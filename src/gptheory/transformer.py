@@ -64,6 +64,7 @@ class Attention(nn.Module):
         empty = torch.zeros(0, 1, width, dtype=torch.float64)
         return cls(empty, empty, empty, empty.transpose(1, 2))
 
+    @full_precision()
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, D) -> (batch, N, D)."""
         batch, seq_len, _ = y.shape
@@ -158,6 +159,7 @@ class FeedForward(nn.Module):
         self.down, self.down_bias = nn.Parameter(down), nn.Parameter(down_bias)
         self.groups = dict(groups or {})
 
+    @full_precision()
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, D) -> (batch, N, D)."""
         hidden = torch.relu(nn.functional.linear(y, self.up, self.up_bias))
