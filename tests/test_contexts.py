@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import api_tour
 import pytest
 import torch
-from strategies import covariance, process, seeded
+from strategies import process, seeded
 from tolerances import relative_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptheory.construct import build_score_transformer
+from gptheory.diffusion import stratified_steps
 from gptheory.dit import DiT
 from gptheory.exppoly import exp_polynomial
+from gptheory.gaussians import gaussian_kl, gaussian_tv_bounds, gaussian_w2
 from gptheory.growth import uniform_inputs
-from gptheory.kernels import PowerExponential
-from gptheory.latent import SubspaceData, random_basis
-from gptheory.metrics import temporal_covariance
-from gptheory.mixture import random_mixture
-from gptheory.polyattention import exact_attention_gradient, logit_bound, poly_attention
+from gptheory.kernels import (
+    PowerExponential,
+    embedding_distance,
+    gram,
+    random_covariance,
+    taper,
+    time_embedding,
+    truncate,
+)
+from gptheory.latent import SubspaceData, principal_angles, random_basis
+from gptheory.latent_metrics import sliced_distance, support_errors
+from gptheory.maps import denoiser_jacobian, denoising_operator, exact_jacobian, explained
+from gptheory.matching import matching_steps
+from gptheory.metrics import (
+    coupled_ode_error,
+    path_kl,
+    propagated_spectrum,
+    sampling_floor,
+    score_error,
+    spatial_covariance,
+    temporal_covariance,
+)
+from gptheory.mixture import GaussianMixture, random_mixture
+from gptheory.polyattention import (
+    attention_gradient,
+    exact_attention_gradient,
+    logit_bound,
+    poly_attention,
+    rank_exponent,
+)
 from gptheory.precision import full_precision, without_autocast
 from gptheory.process import GaussianProcess, decaying_process
-from gptheory.score import ExactScore
-from gptheory.structured import LearnedSteps, WienerScore
-from gptheory.train import TrainConfig, fit
+from gptheory.sample import sample
+from gptheory.score import ExactScore, denoise
+from gptheory.structured import (
+    LearnedCovariance,
+    LearnedSteps,
+    WienerScore,
+    kronecker_mle,
+    toeplitz_moments,
+)
+from gptheory.train import TrainConfig, Training, fit
+from gptheory.unet import FrameMLP, UNet1d
 from gptheory.unroll import UnrolledScore
+from gptheory.validation import require_symmetric
+from gptheory.video import Ball, Digits, GaussianTwin, LatentMap, motion_floor, uniform_paths
 
 CPU = torch.device("cpu")
 SCORE_BAR = 1e-5  # the issue's, float32 beside float64, relative
@@ -93,10 +131,27 @@ def test_exact_results_are_the_same_in_every_context(plain, stop, context):
         assert torch.equal(*(torch.as_tensor(x).detach() for x in (value, other))), name
 
 
+# what autocast and the precision of products change, by torch's names
 PRODUCTS = frozenset(
-    ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "addr", "einsum")
-    + ("matmul", "linear", "convolution", "_cdist_forward", "_euclidean_dist")
-)  # what autocast and the precision of products change, by torch's names
+    [
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "addbmm",
+        "mv",
+        "addmv",
+        "dot",
+        "vdot",
+        "addr",
+        "einsum",
+        "matmul",
+        "linear",
+        "convolution",
+        "_cdist_forward",
+        "_euclidean_dist",
+    ]
+)
 # where trainable networks multiply, which obey their caller
 NETWORKS = {"dit.py": "", "latent.py": "LatentScore."}
 
@@ -111,10 +166,10 @@ class Unguarded(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         dtypes = {x.dtype for x in args if isinstance(x, torch.Tensor)}
         if func.overloadpacket.__name__ in PRODUCTS and dtypes != {torch.float64}:
-            where = _place()
             full = torch.get_float32_matmul_precision() == "highest" and dtypes == {torch.float32}
             self.guarded += full
-            if not full and where and torch._C._current_autograd_node() is None:
+            forward = torch._C._current_autograd_node() is None
+            if not full and forward and (where := _place()):
                 self.found.add(f"{func.overloadpacket.__name__} of {dtypes} in {where}")
         return func(*args, **(kwargs or {}))
 
@@ -144,13 +199,480 @@ def test_every_product_outside_networks_is_guarded(stop):
     print(f"{spy.guarded} guarded products")
 
 
-def test_the_spy_sees_what_is_not_guarded(monkeypatch):
-    unguarded = exact_attention_gradient.__wrapped__
-    monkeypatch.setitem(unguarded.__globals__, "__name__", "gptheory.polyattention")
-    inputs = [torch.ones(3, 3)] * 5
-    with products("medium"), Unguarded() as spy:
-        unguarded(*inputs)
-    assert any("exact_attention_gradient" in found for found in spy.found)
-    with torch.autocast("cpu", torch.bfloat16), Unguarded() as spy:
-        unguarded(*inputs)
-    assert any("bfloat16" in found for found in spy.found)
+def test_the_spy_sees_what_is_not_guarded():
+    unguarded, inputs = exact_attention_gradient.__wrapped__, [torch.ones(3, 3)] * 5
+    for context, dtype in (("both", "bfloat16"), ("medium", "float32")):
+        with CONTEXTS[context](), Unguarded() as spy:
+            unguarded(*inputs)
+        assert any(dtype in x and "exact_attention_gradient" in x for x in spy.found)
+
+
+# ---- the bars -----------------------------------------------------------------------------------
+
+
+@in_every_context
+@pytest.mark.parametrize("kind", ["exact", "unrolled", "wiener", "mixture", "subspace"])
+def test_scores_in_single_precision_meet_their_bar_in_every_context(kind, context):
+    law = decaying_process(64, 4)
+    mixture = random_mixture(2, 4, generator=seeded(1))
+    scores = {
+        "exact": (ExactScore(law), law),
+        "unrolled": (UnrolledScore(law, 20, method="chebyshev"), law),
+        "wiener": (WienerScore(law.sample(600, seeded(2), torch.float64)), law),
+        "mixture": (mixture.score, mixture),
+        "subspace": (SubspaceData(random_basis(32, 8, seeded(3)), mixture).score, None),
+    }
+    score, own = scores[kind]
+    own = score.__self__ if own is None else own
+    v = own.sample(8, seeded(4), torch.float64)
+    truth = score(v, 0.1)
+    with context():
+        found = score(v.float(), 0.1)
+    assert found.dtype == torch.float32
+    assert relative_norm(found, truth) <= SCORE_BAR
+
+
+@in_every_context
+def test_attention_is_within_its_certificate_in_every_context(context):
+    q, k, v = uniform_inputs(1024, 4)
+    exact = torch.softmax(q.double() @ k.double().T / 4, dim=1) @ v.double()
+    with context():
+        radius = logit_bound(q, k, 1 / 4)
+        found = poly_attention(q, k, v, 6, radius=radius)
+    polynomial = exp_polynomial(6, radius)
+    bound = (polynomial.error_bound + polynomial.rounding(q.dtype)) * v.abs().max()
+    assert bound < 1e-4  # half precision would be off by more
+    assert (found - exact).abs().max() <= bound
+
+
+@in_every_context
+def test_constructed_transformers_keep_their_accuracy_in_every_context(context):
+    law = decaying_process(8, 2, lengthscale=2.0)
+    network = build_score_transformer(law, 3, form="position-once", heads="shared-knots")
+    single = build_score_transformer(
+        law, 3, form="position-once", heads="shared-knots", dtype=torch.float32
+    )
+    v = law.sample(4, seeded(0))
+    plain = single(v, 0.5)
+    with context():
+        assert torch.equal(single(v, 0.5), plain)
+        assert torch.equal(network(v, 0.5), network(v, 0.5))
+    assert relative_norm(plain, network(v.double(), 0.5)) < 1e-3
+
+
+# ---- the guard ----------------------------------------------------------------------------------
+
+
+def state() -> tuple:
+    return torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("context", [CONTEXTS["both"], CONTEXTS["medium"], CONTEXTS["autocast"]])
+def test_settings_are_full_inside_and_back_outside(context):
+    with context():
+        before = state()
+        with full_precision():
+            assert state() == (False, "highest")
+            with full_precision():
+                assert state() == (False, "highest")
+            assert state() == (False, "highest")
+        assert state() == before
+        with pytest.raises(KeyError), full_precision():
+            raise KeyError
+        assert state() == before
+    assert state() == (False, "highest")
+
+
+def test_the_guard_decorates_functions_and_generators():
+    @full_precision()
+    def function(x: int) -> tuple:
+        """Says so."""
+        return state(), x
+
+    @full_precision()
+    def generator(n: int):
+        try:
+            for _ in range(n):
+                yield state()
+        finally:
+            closed.append(state())
+
+    closed = []
+    with autocast_and_medium():
+        before = state()
+        assert function(x=3) == ((False, "highest"), 3)
+        for inside in generator(2):
+            assert inside == (False, "highest")
+            assert state() == before  # its consumer has the caller's settings
+        abandoned = generator(2)
+        next(abandoned)
+        abandoned.close()
+        assert state() == before
+    assert closed == [(False, "highest")] * 2
+    assert function.__name__ == "function" and function.__doc__ == "Says so."
+
+
+def test_threads_inside_keep_the_precision_until_the_last_is_out():
+    entered, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with full_precision():
+            entered.set()
+            leave.wait()
+            seen.append(torch.get_float32_matmul_precision())
+
+    with products("medium"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait()
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "highest"  # the other one is inside
+        leave.set()
+        thread.join()
+        assert seen == ["highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_precision_that_is_set_inside_stays():
+    with products("medium"):
+        with full_precision():
+            torch.set_float32_matmul_precision("high")
+            with full_precision():
+                assert torch.get_float32_matmul_precision() == "highest"
+            torch.set_float32_matmul_precision("high")
+        assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="torch has no switches before 2.9"
+)
+@pytest.mark.parametrize("backends", [("mkldnn",), ("cuda",), ("mkldnn", "cuda")])
+def test_switches_of_backends_are_thrown_and_back(backends):
+    """Where they are used, torch refuses to say what the precision is."""
+    switches = [getattr(torch.backends, name).matmul for name in ("mkldnn", "cuda")]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for name in backends:
+            getattr(torch.backends, name).matmul.fp32_precision = "tf32"
+        chosen = [switch.fp32_precision for switch in switches]
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert all(switch.fp32_precision in ("none", "ieee") for switch in switches)
+        assert [switch.fp32_precision for switch in switches] == chosen
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def test_backward_passes_may_leave_autocast_alone():
+    with autocast_and_medium():
+        with without_autocast():
+            assert state() == (False, "medium")
+        assert state() == (True, "medium")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_scores_turn_autocast_off(backend):
+    law = process()
+    v, exact = law.sample(3, seeded(0)), ExactScore(law)
+    for score in (exact, UnrolledScore(law, 3)):
+        torch.compiler.reset()
+        compiled, plain = torch.compile(score, backend=backend, fullgraph=True), score(v, 0.3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative_norm(compiled(v, 0.3), plain) < 1e-6
+            assert torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_inside_the_guard_are_exact():
+    law = decaying_process(32, 4)
+    v = law.sample(4, seeded(0), torch.float64)
+    score, w = ExactScore(law), torch.randn(v.shape, generator=seeded(1), dtype=torch.float64)
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        with full_precision():
+            (score(x, 0.1) * w.to(x)).sum().backward()
+        return x.grad
+
+    truth = gradient(v)
+    with autocast_and_medium():
+        assert relative_norm(gradient(v.float()), truth) <= SCORE_BAR
+
+
+def test_scores_map_over_sequences_in_every_context():
+    law = process()
+    v, score = law.sample(4, seeded(0)), ExactScore(law)
+    with autocast_and_medium():
+        mapped = torch.func.vmap(lambda one: score(one[None], 0.3)[0])(v)
+        jacobian = torch.func.jacrev(lambda one: score(one[None], 0.3)[0])(v[0])
+    assert relative_norm(mapped, score(v, 0.3)) < 1e-6
+    assert jacobian.dtype == torch.float32
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+TRAINING = TrainConfig(steps=150, batch_size=64, learning_rate=1e-2, log_every=150)
+
+
+def trained(context) -> tuple[float, torch.nn.Module]:
+    """A network's path divergence after training in a context."""
+    law = decaying_process(4, 2)
+    with context():
+        model = fit(DiT(2, 4, 16, 2, 2, generator=seeded(0)), law, TRAINING).model
+    return path_kl(model, law, generator=seeded(1)), model
+
+
+def test_training_under_autocast_learns_as_much():
+    before = path_kl(DiT(2, 4, 16, 2, 2, generator=seeded(0)), decaying_process(4, 2))
+    (plain, _), (short, model) = trained(nullcontext), trained(CONTEXTS["both"])
+    print(f"path divergence {before:.3g} -> {plain:.3g}, under autocast {short:.3g}")
+    assert plain < 0.3 * before
+    assert short < 1.5 * plain
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+class Watched(torch.nn.Module):
+    """A linear score that notes the dtypes it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.seen = torch.nn.Linear(2, 2), set()
+
+    def forward(self, v, t):
+        y = self.linear(v)
+        self.seen.add((v.dtype, t.dtype, y.dtype))
+        return y.to(v)
+
+
+def test_under_autocast_layers_are_short_and_the_loss_is_not():
+    law, watched = decaying_process(4, 2), Watched()
+    with torch.autocast("cpu", torch.bfloat16):
+        run = Training(watched, law, dataclasses.replace(TRAINING, steps=2))
+        (loss, norm), state = run._update(), torch.is_autocast_enabled("cpu")
+    assert watched.seen == {(torch.float32, torch.float64, torch.bfloat16)}
+    assert loss.dtype == norm.dtype == torch.float32 and state
+
+
+# ---- inference mode first, a gradient afterwards ------------------------------------------------
+
+KERNEL = PowerExponential(2.0)
+SEQUENCES = decaying_process(6, 2).sample(40, seeded(9), torch.float64)
+
+
+def of_kernel(seq_len: int = 6) -> GaussianProcess:
+    return GaussianProcess(KERNEL, torch.eye(2, dtype=torch.float64), seq_len=seq_len)
+
+
+def given_mixture() -> GaussianMixture:
+    """Of tensors that are kept as they are given, where nobody copies them."""
+    means = torch.ones(2, 3, 4, dtype=torch.float64)
+    return GaussianMixture(means, torch.eye(12, dtype=torch.float64))
+
+
+def given_subspace() -> SubspaceData:
+    basis = torch.eye(12, dtype=torch.float64)[:, :4]
+    return SubspaceData(basis, random_mixture(2, 2, generator=seeded(1)))
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    return poly_attention(x, x, x, 4)
+
+
+# what is kept -> how it is made, and what is done with it, twice
+CACHES = {
+    "exact": (lambda: ExactScore(decaying_process(6, 2)), lambda s, x: s(x, 0.3)),
+    "exact, of a kernel": (lambda: ExactScore(of_kernel()), lambda s, x: s(x, 0.3)),
+    "density": (of_kernel, lambda law, x: law.log_prob(x)),
+    "unrolled": (lambda: UnrolledScore(of_kernel(), 3), lambda s, x: s(x, 0.3)),
+    "iterates": (lambda: UnrolledScore(of_kernel(), 3), lambda s, x: list(s.iterates(x, 0.3))[-1]),
+    "limit": (lambda: UnrolledScore(of_kernel(), 3, 2), lambda s, x: s.limit(x, 0.3)),
+    "wiener": (lambda: WienerScore(SEQUENCES), lambda s, x: s(x, 0.3)),
+    "kronecker": (lambda: ExactScore(kronecker_mle(SEQUENCES)), lambda s, x: s(x, 0.3)),
+    "stationary": (lambda: ExactScore(toeplitz_moments(SEQUENCES)), lambda s, x: s(x, 0.3)),
+    "mixture": (given_mixture, lambda m, x: m.score(x.view(-1, 3, 4), x.mean((1, 2)).exp())),
+    "subspace": (given_subspace, lambda d, x: d.score(x.view(-1, 1, 12), 0.3)),
+    "constructed": (
+        lambda: build_score_transformer(decaying_process(6, 2), 2),
+        lambda network, x: network(x, 0.3),
+    ),
+    "samples": (of_kernel, lambda law, x: x * law.sample(len(x), seeded(1), x.dtype)),
+    "long samples": (lambda: of_kernel(768), lambda law, x: x[0, 0, 0] * law.sample(1, seeded(1))),
+    "attention": (lambda: None, lambda _, x: attention(x)),
+    "latent map": (
+        lambda: LatentMap.fit(SEQUENCES.view(-1, 2, 2), 3),
+        lambda m, x: m.decode(m.encode(x.view(-1, 2, 2))),
+    ),
+    "twin": (lambda: GaussianTwin(SEQUENCES), lambda g, x: x[0, 0] * g.sample(1, seeded(1))),
+    "digits": (
+        lambda: Digits(torch.ones(2, 3, 3), torch.arange(2), 9),
+        lambda d, x: d.render(x.clamp(-0.5, 0.5), torch.zeros(len(x), dtype=torch.int64)),
+    ),
+    "network": (lambda: DiT(2, 6, 8, 2, 1).double(), lambda network, x: network(x, 0.3)),
+}
+
+
+@pytest.mark.parametrize("made_inside", [False, True])
+@pytest.mark.parametrize(("make", "use"), CACHES.values(), ids=CACHES)
+def test_what_inference_mode_asked_for_first_passes_gradients_later(make, use, made_inside):
+    x = SEQUENCES[:3]
+    kept = None if made_inside else make()
+    with torch.inference_mode():
+        kept = make() if made_inside and not isinstance(make(), DiT) else kept or make()
+        first = use(kept, x)
+    assert first.is_inference()
+    if isinstance(kept, DiT) and made_inside:
+        return  # weights are torch's affair
+    leaf = x.clone().requires_grad_()
+    later = use(kept, leaf)
+    later.square().sum().backward()
+    assert torch.isfinite(leaf.grad).all() and leaf.grad.abs().sum() > 0
+    assert torch.equal(later.detach(), first)
+
+
+# ---- default devices ----------------------------------------------------------------------------
+
+
+@contextmanager
+def default_device(device: str):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+ELSEWHERE = {"with": lambda: torch.device("meta"), "default": lambda: default_device("meta")}
+
+V, T = decaying_process(6, 2).sample(4, seeded(3)), torch.tensor([0.1, 0.2, 0.5, 1.0]).double()
+LAW = decaying_process(6, 2)
+Q, K, H = uniform_inputs(64, 3)
+# functions of numbers, generators and tensors of the CPU: all that they make belongs there
+LAWS = {
+    "process of a kernel": lambda: of_kernel_with(LAW.spatial).sample(2, seeded(1)),
+    "process of a matrix": lambda: GaussianProcess(LAW.gram(), LAW.spatial, [0.5, 1.0]).mean,
+    "long process": lambda: GaussianProcess(KERNEL, LAW.spatial, seq_len=800).sample(1, seeded(1)),
+    "decaying process": lambda: decaying_process(5, 3).sample(2, seeded(1)),
+    "density": lambda: LAW.log_prob(V),
+    "covariance": lambda: LAW.covariance(),
+    "kernel of a number": lambda: KERNEL(3),
+    "gram": lambda: gram(KERNEL, 4),
+    "taper": lambda: taper(LAW.gram(), 3),
+    "truncate": lambda: truncate(LAW.gram(), 3),
+    "embedding": lambda: time_embedding(4, 8.0),
+    "embedding distance": lambda: embedding_distance(2, 8.0),
+    "random covariance": lambda: random_covariance(3, generator=seeded(1)),
+    "symmetric": lambda: require_symmetric("list", [[1.0, 0.1], [0.1, 1.0]]),
+    "stratified": lambda: stratified_steps(4, 0.1, 1.0, seeded(1)),
+    "times": lambda: matching_steps(4, "normal", 0.1, 1.0, seeded(1)),
+    "exact": lambda: ExactScore(LAW)(V, 0.3),
+    "exact, steps": lambda: ExactScore(LAW)(V, T),
+    "denoised": lambda: denoise(ExactScore(LAW), V, T),
+    "unrolled": lambda: UnrolledScore(LAW, 3, 4, "bohman")(V, T),
+    "iterates": lambda: list(UnrolledScore(LAW, 3, method="chebyshev").iterates(V, 0.3))[-1],
+    "bounds": lambda: UnrolledScore(LAW, 3, 4, "bohman").truncation_error(0.5),
+    "wiener": lambda: WienerScore(SEQUENCES)(V, 0.3),
+    "kronecker": lambda: kronecker_mle(SEQUENCES).covariance(),
+    "stationary": lambda: toeplitz_moments(SEQUENCES).covariance(),
+    "mixture": lambda: random_mixture(2, 3, generator=seeded(1)).covariance(),
+    "mixture's score": lambda: random_mixture(3, 4, generator=seeded(1)).score(V.view(-1, 3, 4), 1),
+    "basis": lambda: random_basis(5, 2, seeded(1)),
+    "subspace": lambda: principal_angles(
+        random_basis(5, 2, seeded(1)), random_basis(5, 2, seeded(2))
+    ),
+    "subspace's score": lambda: SUBSPACE.score(V.view(-1, 1, 12), 0.3),
+    "support errors": lambda: support_errors(SUBSPACE.score, SUBSPACE, 8, generator=seeded(1))[
+        "on"
+    ],
+    "sliced": lambda: sliced_distance(V, V + 1, generator=seeded(1)),
+    "samples": lambda: sample(ExactScore(LAW), 2, 6, 2, steps=3, generator=seeded(1)),
+    "sde": lambda: sample(ExactScore(LAW), 2, 6, 2, "sde", steps=3, generator=seeded(1)),
+    "temporal": lambda: temporal_covariance(V),
+    "spatial": lambda: spatial_covariance(V, torch.zeros(2, device="cpu")),
+    "score error": lambda: score_error(UnrolledScore(LAW, 2), LAW, 0.1, 8, seeded(1)),
+    "path": lambda: path_kl(UnrolledScore(LAW, 2), LAW, n=8, generator=seeded(1)),
+    "coupled": lambda: coupled_ode_error(UnrolledScore(LAW, 2), LAW, n=2, steps=3),
+    "floor": lambda: sampling_floor(LAW, 8),
+    "propagated": lambda: propagated_spectrum(LAW, 3, "sde")[0],
+    "kl": lambda: gaussian_kl(LAW.spatial, LAW.spatial * 2),
+    "w2": lambda: gaussian_w2(LAW.spatial, LAW.spatial * 2),
+    "tv": lambda: gaussian_tv_bounds(LAW.spatial, LAW.spatial * 2)[1],
+    "attention": lambda: poly_attention(Q, K, H, 3, radius=1.25),
+    "gradient": lambda: attention_gradient(Q, K, LAW.gram()[:3, :3].float(), H, Q, 3),
+    "rank": lambda: rank_exponent(1.0, 10.0),
+    "operator": lambda: denoising_operator(LAW.gram(), 0.3),
+    "jacobian": lambda: denoiser_jacobian(ExactScore(LAW), V[:1], 0.3),
+    "exact jacobian": lambda: exact_jacobian(LAW, 0.3),
+    "explained": lambda: explained(LAW.gram(), LAW.gram()[None]),
+    "constructed": lambda: build_score_transformer(LAW, 2)(V, 0.3),
+    "constructed, sine": lambda: build_score_transformer(
+        LAW, 2, heads="sine", form="position-once", multiplication="attention"
+    )(V, T),
+    "paths": lambda: uniform_paths(KERNEL, 2, 4, 1.0, seeded(1)),
+    "ball": lambda: Ball().locate(Ball().render(V)).centres,
+    "digits": lambda: DIGITS.locate(DIGITS.render(V.clamp(-0.5, 0.5), WHICH))[0],
+    "motion": lambda: motion_floor(KERNEL, 4, 4, 2).jump,
+}
+DIGITS = Digits(torch.rand(2, 3, 3, generator=seeded(5)), torch.arange(2), 9)
+WHICH = torch.zeros(4, dtype=torch.int64)
+SUBSPACE = given_subspace()
+
+
+def of_kernel_with(spatial: torch.Tensor) -> GaussianProcess:
+    return GaussianProcess(KERNEL, spatial, seq_len=6)
+
+
+@pytest.mark.parametrize("context", ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("function", LAWS.values(), ids=LAWS)
+def test_laws_and_exact_objects_ignore_the_default_device(function, context):
+    plain = function()
+    with context():
+        found = function()
+    if not isinstance(plain, torch.Tensor):
+        assert found == plain
+        return
+    assert found.device == CPU
+    assert torch.equal(found.detach(), plain.detach())
+
+
+NETWORKS_BUILT = {
+    "DiT": lambda: DiT(2, 6, 8, 2, 1, generator=seeded(0)),
+    "UNet1d": lambda: UNet1d(2, 6, 8, generator=seeded(0)),
+    "FrameMLP": lambda: FrameMLP(2, hidden=8, generator=seeded(0)),
+    "LearnedCovariance": lambda: LearnedCovariance(2, 6, generator=seeded(0)),
+    "LearnedSteps": lambda: LearnedSteps(LAW, 2, generator=seeded(0)),
+}
+
+
+@pytest.mark.parametrize("build", NETWORKS_BUILT.values(), ids=NETWORKS_BUILT)
+def test_networks_follow_torchs_defaults_as_its_modules_do(build):
+    with default_device("meta"):
+        network = build()
+    assert {weight.device.type for weight in network.parameters()} == {"meta"}
+    with default_dtype(torch.float64):
+        network = build()
+        assert {weight.dtype for weight in network.parameters()} == {torch.float64}
+    assert network(V, 0.3).dtype == V.dtype
+    with default_device("meta"):  # and compute where they are
+        assert network(V, 0.3).device == network(V, T).device == CPU
+
+
+def test_training_and_checkpoints_ignore_the_default_device(tmp_path):
+    config = dataclasses.replace(TRAINING, steps=4, evaluate_n=8, evaluate_at=(0.1,))
+
+    def run(name: str) -> torch.nn.Module:
+        return fit(DiT_OF(), LAW, config, checkpoint=tmp_path / name, checkpoint_every=2).model
+
+    plain = run("plain")
+    network = DiT_OF()
+    with default_device("meta"):
+        found = fit(network, LAW, config, checkpoint=tmp_path / "there").model
+        loaded = fit(network, LAW, config, checkpoint=tmp_path / "there").model
+    for each in (found, loaded):
+        for a, b in zip(plain.parameters(), each.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def DiT_OF() -> DiT:
+    return DiT(2, 6, 8, 2, 1, generator=seeded(0))

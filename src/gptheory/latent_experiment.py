@@ -242,7 +242,7 @@ def _latent_distances(
 def _recovery(
     encoder: torch.Tensor, cell: LatentCell, data: SubspaceData, generator: torch.Generator
 ) -> dict[str, float]:
-    order = torch.randperm(cell.ambient_dim, generator=generator)
+    order = torch.randperm(cell.ambient_dim, generator=generator, device="cpu")
     with full_precision():
         gram = encoder.T @ encoder
     numbers = {
