@@ -478,7 +478,7 @@ def load_checkpoint(path: str | Path, training: Training) -> None:
     training.draws.states = {kind: arrays[f"torch.{kind}"] for kind in training.draws.states}
     training.step, training.seconds = record["step"], record["seconds"]
     training.history, training.evaluations = record["history"], record["evaluations"]
-    unread = arrays.get("unread", torch.empty(0, 2)).to(training.device)
+    unread = arrays["unread"].to(training.device) if "unread" in arrays else ()
     training._unread = [tuple(pair) for pair in unread]
 
 
