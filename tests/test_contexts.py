@@ -11,7 +11,7 @@ import api_tour
 import pytest
 import torch
 from settings import default_dtype, products
-from strategies import process, seeded
+from strategies import DEVICES, process, seeded
 from tolerances import relative_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +22,7 @@ from gptheory.growth import uniform_inputs
 from gptheory.latent import SubspaceData, random_basis
 from gptheory.metrics import (
     path_kl,
+    temporal_covariance,
 )
 from gptheory.mixture import random_mixture
 from gptheory.polyattention import (
@@ -194,6 +195,21 @@ def test_constructed_transformers_keep_their_accuracy_in_every_context(context):
     assert relative_norm(plain, network(v.double(), 0.5)) < 1e-3
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_products_are_full_on_every_device(device):
+    """Where there is a GPU, TF32 would be 1e-3 off."""
+    law, (q, k, h) = decaying_process(128, 8).to(device), uniform_inputs(1024, 4)
+    v = law.sample(16, seeded(0), torch.float64)
+    truth = ExactScore(law)(v, 0.1)
+    q, k, h = (x.to(device) for x in (q, k, h))
+    plain = poly_attention(q, k, h, 6)
+    for precision in ("high", "medium"):
+        with products(precision), torch.autocast(device, torch.bfloat16):
+            assert relative_norm(ExactScore(law)(v.float(), 0.1), truth) <= SCORE_BAR
+            assert torch.equal(poly_attention(q, k, h, 6), plain)
+            assert relative_norm(temporal_covariance(v.float()), temporal_covariance(v)) < 1e-5
+
+
 # ---- the guard ----------------------------------------------------------------------------------
 
 
@@ -262,10 +278,10 @@ def test_threads_inside_keep_the_precision_until_the_last_is_out():
         entered.wait()
         with full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "highest"  # the other one is inside
+        seen.append(torch.get_float32_matmul_precision())  # the other one is inside
         leave.set()
         thread.join()
-        assert seen == ["highest"]
+        assert seen == ["highest", "highest"]
         assert torch.get_float32_matmul_precision() == "medium"
 
 

@@ -14,7 +14,7 @@ import mortal
 import numpy as np
 import pytest
 import torch
-from strategies import process, seeded
+from strategies import DEVICES, process, seeded
 from tolerances import assert_identity, assert_statistical
 
 from gptheory import train as module
@@ -339,6 +339,21 @@ def test_draws_of_torchs_own_generator_come_from_the_seed(always):
     other = Dropping(always)
     fit(other, LAW, dataclasses.replace(SHORT, seed=1))
     assert not torch.equal(weights(other), weights(runs[0][0]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_of_a_device_are_kept_in_its_checkpoint(device, tmp_path):
+    path, states = tmp_path / "run.safetensors", []
+    for stop in (True, False):
+        training = Training(Dropping().to(device), LAW, SHORT)
+        if not stop:
+            module.load_checkpoint(path, training)
+        for step in training:
+            if stop and step == 3:
+                module.save_checkpoint(path, training)
+        states.append(training.draws.states)
+    assert set(states[0]) == {"cpu", device}
+    assert all(torch.equal(state, states[1][kind]) for kind, state in states[0].items())
 
 
 def test_every_update_draws_anew_and_nothing_that_the_data_are_made_of():

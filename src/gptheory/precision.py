@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from threading import RLock
 
@@ -173,6 +174,12 @@ def _setting() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
+
+
+with warnings.catch_warnings():
+    # torch 2.9 says, once, that the question is an old one; here nobody hears it
+    warnings.simplefilter("ignore")
+    _setting()
 
 
 def _switches() -> dict[str, str]:
