@@ -15,6 +15,7 @@ from strategies import DEVICES, process, seeded
 from tolerances import relative_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptheory import probe
 from gptheory.construct import build_score_transformer
 from gptheory.dit import DiT
 from gptheory.exppoly import exp_polynomial
@@ -140,6 +141,15 @@ def test_the_spy_sees_what_is_not_guarded():
         with CONTEXTS[context](), Unguarded() as spy:
             unguarded(*inputs)
         assert any(dtype in x and "exact_attention_gradient" in x for x in spy.found)
+
+
+def test_contributions_of_heads_in_single_precision_are_guarded():
+    law = decaying_process(6, 2, lengthscale=2.0)
+    network = build_score_transformer(law, 1, bandwidth=3, dtype=torch.float32)
+    seen, spaces = probe.record(network, law.sample(2, seeded(0)), 0.5)[-1], network.spaces
+    with autocast_and_medium(), Unguarded() as spy:
+        probe.contributions(seen, spaces["frame"], spaces["frame"])
+    assert spy.guarded and not spy.found
 
 
 # ---- the bars -----------------------------------------------------------------------------------
@@ -293,6 +303,10 @@ def test_a_precision_that_is_set_inside_stays():
                 assert torch.get_float32_matmul_precision() == "highest"
             torch.set_float32_matmul_precision("high")
         assert torch.get_float32_matmul_precision() == "high"
+    with products("medium"):
+        with full_precision():
+            torch.set_float32_matmul_precision("high")
+        assert torch.get_float32_matmul_precision() == "high"
 
 
 @pytest.mark.skipif(
@@ -388,11 +402,12 @@ class Watched(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.seen = torch.nn.Linear(2, 2), set()
+        self.linear, self.seen, self.backward = torch.nn.Linear(2, 2), set(), []
 
     def forward(self, v, t):
         y = self.linear(v)
         self.seen.add((v.dtype, t.dtype, y.dtype))
+        y.register_hook(lambda _: self.backward.append(torch.is_autocast_enabled("cpu")))
         return y.to(v)
 
 
@@ -403,3 +418,4 @@ def test_under_autocast_layers_are_short_and_the_loss_is_not():
         (loss, norm), state = run._update(), torch.is_autocast_enabled("cpu")
     assert watched.seen == {(torch.float32, torch.float64, torch.bfloat16)}
     assert loss.dtype == norm.dtype == torch.float32 and state
+    assert watched.backward == [False]  # where torch advises against autocast

@@ -64,10 +64,13 @@ every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys(
 def test_compiled_networks_are_looked_at_as_they_were_before():
     torch.compiler.reset()
     plain, v = network(), sequences()
-    wrapped = torch.compile(plain, backend="eager")
+    graphs = []
+    wrapped = torch.compile(plain, backend=lambda graph, _: graphs.append(graph) or graph)
     wrapped(v, T)
+    count = len(graphs)
     for one, other in zip(probe.record(plain, v, T), probe.record(wrapped, v, T), strict=True):
         assert torch.equal(one.maps, other.maps)
+    assert len(graphs) == count
     edits = [probe.Edited(model, probe.only("ee")) for model in (plain, wrapped)]
     assert torch.equal(*(edited(v, T) for edited in edits))
     assert torch.equal(*(probe.block_norms(model) for model in (plain, wrapped)))

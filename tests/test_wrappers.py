@@ -123,15 +123,16 @@ CACHES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("made_inside", [False, True])
 @pytest.mark.parametrize(("make", "use"), CACHES.values(), ids=CACHES)
-def test_what_inference_mode_asked_for_first_passes_gradients_later(make, use, made_inside):
-    kept = make()
+def test_what_inference_mode_asked_for_first_passes_gradients_later(make, use, made_inside, dtype):
+    kept, x = make(), SEQUENCES[:3].to(dtype)
     with torch.inference_mode():
         kept = make() if made_inside else kept
-        first = use(kept, SEQUENCES[:3])
+        first = use(kept, x)
     assert first.is_inference()
-    leaf = SEQUENCES[:3].clone().requires_grad_()
+    leaf = x.clone().requires_grad_()
     later = use(kept, leaf)
     later.square().sum().backward()
     assert torch.isfinite(leaf.grad).all() and leaf.grad.abs().sum() > 0

@@ -98,7 +98,6 @@ def fit_ensemble(
         norms = stack.clip(config.clip)
         optimiser.param_groups[0]["lr"] = config.learning_rate_at(step)
         optimiser.step()
-        torch.clear_autocast_cache()  # of weights as they were before
         with torch.no_grad():
             average.lerp_(stack.weights, 1 - config.ema_decay_at(step))
             finite = torch.isfinite(losses) & torch.isfinite(norms)

@@ -35,7 +35,7 @@ from .validation import (
     require_range,
     require_sequences,
 )
-from .wrappers import COMPILED, plain_name, uncompiled
+from .wrappers import plain_name, uncompiled
 
 EVALUATION_SEED = 2**31 - 1  # every evaluation of every run draws the same sequences
 FORMAT = 2  # of checkpoints; 1 had no state of torch's own generators
@@ -379,13 +379,12 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
     Settings are a part's ``config``, or what its ``repr`` shows.
     """
-    parts = {
+    parts = {  # of a compiled module and what it was made from, the second has the last word
         f"model.{plain_name(name)}".rstrip("."): [
             type(part).__qualname__,
             getattr(part, "config", None) or part.extra_repr(),
         ]
         for name, part in model.named_modules()
-        if COMPILED not in part._modules
     }
     frozen = [
         plain_name(name) for name, weight in model.named_parameters() if not weight.requires_grad

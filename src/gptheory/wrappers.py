@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 COMPILED = "_orig_mod"  # the name under which a compiled module keeps the one it was made from
 
@@ -16,10 +16,7 @@ def lasting(function: Callable) -> Callable:
 
     Under ``torch.inference_mode()`` torch makes tensors that no gradient can pass later. What is
     kept outlives the mode in which it happened to be asked for first, so it is computed outside.
-
-    Args:
-        function: whose result is a tensor, a tuple of such results, or anything else, which is
-            returned as it is.
+    Tensors that are kept as they were given must be copied.
     """
 
     @functools.wraps(function)
@@ -27,16 +24,9 @@ def lasting(function: Callable) -> Callable:
         if torch.compiler.is_compiling():  # the compiler keeps such tensors apart by itself
             return function(*args, **kwargs)
         with torch.inference_mode(False):
-            return _ordinary(function(*args, **kwargs))
+            return function(*args, **kwargs)
 
     return made
-
-
-def _ordinary(result: object) -> object:
-    """Copies of tensors that were made in inference mode; the others as they are."""
-    if isinstance(result, tuple):
-        return tuple(_ordinary(each) for each in result)
-    return result.clone() if isinstance(result, Tensor) and result.is_inference() else result
 
 
 def on_the_cpu(function: Callable) -> Callable:
