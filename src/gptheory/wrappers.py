@@ -16,13 +16,12 @@ def lasting(function: Callable) -> Callable:
 
     Under ``torch.inference_mode()`` torch makes tensors that no gradient can pass later. What is
     kept outlives the mode in which it happened to be asked for first, so it is computed outside.
-    Tensors that are kept as they were given must be copied.
+    Tensors that are kept as they were given must be copied. One case is left: what a function that
+    ``torch.compile`` made asks for first in inference mode stays of that mode.
     """
 
     @functools.wraps(function)
     def made(*args: object, **kwargs: object) -> object:
-        if torch.compiler.is_compiling():  # the compiler keeps such tensors apart by itself
-            return function(*args, **kwargs)
         with torch.inference_mode(False):
             return function(*args, **kwargs)
 
