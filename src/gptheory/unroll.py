@@ -318,8 +318,9 @@ class UnrolledScore:
         """v − α_t μ as (N, batch, d), and α_t, σ_t in a shape that multiplies it."""
         require_sequences("v", v, self.process.seq_len, self.process.dim)
         self.extremes(t)
-        as_v = {"dtype": v.dtype, "device": v.device}
-        signal, noise = (torch.as_tensor(frames_first(x), **as_v) for x in levels(t, v))
+        signal, noise = (  # made where v is: a number that is copied there would wait for the host
+            frames_first(x) if isinstance(x, Tensor) else v.new_full((), x) for x in levels(t, v)
+        )
         mean = self.process.mean.to(v)[:, None]
         return v.transpose(0, 1) - signal * mean, signal, noise
 

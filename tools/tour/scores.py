@@ -86,7 +86,7 @@ def constructed_transformer(device: torch.device, dtype: torch.dtype) -> Found:
     return {**found, "width": size.width, "norm": max(norms.values()), "state": last}
 
 
-@stop("exact")
+@stop("network")
 def layers_of_the_class(device: torch.device, dtype: torch.dtype) -> Found:
     """One block of the paper's class, by itself."""
     width, whole = 5, slice(0, 5)
