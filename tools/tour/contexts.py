@@ -18,7 +18,7 @@ def wrapped(device: torch.device, dtype: torch.dtype) -> Found:
     kept = wrappers.lasting(lambda: x.clone())
     made = wrappers.on_the_cpu(lambda: torch.zeros(1))()
     with precision.without_autocast(), randomness.TorchDraws(1, device):
-        drawn = torch.rand(3)
+        drawn = torch.rand(3, dtype=torch.float64)
     network = shaken(transformer(), device, dtype)
     assert wrappers.uncompiled(network) is network and made.device.type == "cpu"
     assert wrappers.plain_name("_orig_mod.lift.weight") == "lift.weight"
