@@ -25,7 +25,7 @@ export GPTHEORY_DEVICE ?= cpu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book pdf serve test lint unit test-notebooks notebooks format ledger bench \
+.PHONY: help book pdf serve test lint unit test-notebooks test-portable notebooks format ledger bench \
         check-pages check-colab coursework check-coursework clean distclean
 
 help: ## list the targets
@@ -94,6 +94,9 @@ unit: $(INSTALLED) ## the tests of the package, the tools and the book's hygiene
 test-notebooks: $(INSTALLED) ## execute every notebook and compare with the committed outputs
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	    --nbval-sanitize-with tools/nbval_sanitise.cfg -n 2 --dist loadfile $(NOTEBOOKS)
+
+test-portable: $(INSTALLED) ## what rounding could fail, computed as other processors do (PORTABLE=avx2 ...)
+	$(PY) tools/portable.py $(PORTABLE)
 
 format: $(INSTALLED) ## format the code and the notebooks, fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .

@@ -3,14 +3,21 @@ r"""Closed-form distances between Gaussians: Kullback-Leibler, Wasserstein-2, to
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg, special
 from torch import Tensor
 
-from .validation import NotPSDError, require_finite, require_symmetric
-
-ROUNDING = 4 * np.finfo(float).eps  # of an eigenvalue, for each row, relative to the largest one
+from .rounding import spectrum_rounding
+from .spectra import covariance_spectrum, symmetric_root
+from .validation import (
+    NotPSDError,
+    arrival_dtype,
+    require_finite,
+    require_real,
+    require_symmetric,
+)
 
 
 def gaussian_kl(
@@ -32,7 +39,8 @@ def gaussian_kl(
         NotPSDError: if a matrix is not positive semidefinite, or q is singular.
         ValueError: for shapes that disagree, or matrices not symmetric and finite.
 
-    Accuracy: eigenvalues below 4 D ε times the largest, ε = 2e-16, count as zero.
+    Accuracy: eigenvalues that rounding in the dtype of their matrix could have made
+    (:func:`gptheory.rounding.spectrum_rounding`) count as zero.
     """
     eigenvalues, shift = _relative_spectrum(cov_p, cov_q, mean_p, mean_q)
     return float(0.5 * (_excess(eigenvalues).sum() + (shift**2).sum()))
@@ -60,8 +68,8 @@ def gaussian_w2(
         NotPSDError: if a matrix is not positive semidefinite.
         ValueError: for shapes that disagree, or matrices not symmetric and finite.
     """
-    cov_p, cov_q, delta = _gaussian_pair(cov_p, cov_q, mean_p, mean_q)
-    root_p, root_q = _root(cov_p), _root(cov_q)
+    p, q, delta = _gaussian_pair(cov_p, cov_q, mean_p, mean_q)
+    root_p, root_q = (symmetric_root(*each.spectrum).numpy() for each in (p, q))
     left, _, right = np.linalg.svd(root_q @ root_p)
     return math.sqrt(np.sum((root_p - root_q @ (left @ right)) ** 2) + np.sum(delta**2))
 
@@ -113,42 +121,60 @@ def gaussian_tv_bounds(
     return min(lower, upper), upper
 
 
+@dataclass(frozen=True)
+class _Covariance:
+    """A covariance on the CPU: float64, its clipped spectrum, and what of that is rounding."""
+
+    matrix: Tensor
+    spectrum: tuple[Tensor, Tensor]
+    rounding: float
+
+    @classmethod
+    def checked(cls, name: str, given: Tensor) -> _Covariance:
+        matrix = require_symmetric(name, given).detach().cpu()
+        spectrum = covariance_spectrum(name, matrix, arrival_dtype(given))
+        return cls(matrix, spectrum, spectrum_rounding(spectrum[0], arrival_dtype(given)).item())
+
+    @property
+    def zeros(self) -> int:
+        """Number of eigenvalues that cannot be told from 0."""
+        return int((self.spectrum[0] <= self.rounding).sum())
+
+
 def _gaussian_pair(
     cov_p: Tensor, cov_q: Tensor, mean_p: Tensor | None, mean_q: Tensor | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both covariances and the difference of means, checked, as float64 arrays."""
-    cov_p = require_symmetric("cov_p", cov_p).detach().cpu().numpy()
-    cov_q = require_symmetric("cov_q", cov_q).detach().cpu().numpy()
-    if cov_p.shape != cov_q.shape:
-        raise ValueError(f"covariances must have one shape, got {cov_p.shape} and {cov_q.shape}")
-    delta = np.zeros(len(cov_p))
+) -> tuple[_Covariance, _Covariance, np.ndarray]:
+    """Both covariances and the difference of means, checked."""
+    p, q = _Covariance.checked("cov_p", cov_p), _Covariance.checked("cov_q", cov_q)
+    shapes = tuple(p.matrix.shape), tuple(q.matrix.shape)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"covariances must have one shape, got {shapes[0]} and {shapes[1]}")
+    delta = np.zeros(len(p.matrix))
     for name, mean, sign in (("mean_p", mean_p, 1.0), ("mean_q", mean_q, -1.0)):
         if mean is None:
             continue
-        if tuple(mean.shape) != (len(cov_p),):
-            raise ValueError(f"{name} must have shape ({len(cov_p)},), got {tuple(mean.shape)}")
+        require_real(name, mean)
+        if tuple(mean.shape) != delta.shape:
+            raise ValueError(f"{name} must have shape ({len(delta)},), got {tuple(mean.shape)}")
         require_finite(name, mean)
         delta = delta + sign * mean.detach().cpu().double().numpy()
-    return cov_p, cov_q, delta
+    return p, q, delta
 
 
 def _relative_spectrum(
     cov_p: Tensor, cov_q: Tensor, mean_p: Tensor | None, mean_q: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """In coordinates where q is standard and p diagonal: variances of p, difference of means."""
-    cov_p, cov_q, delta = _gaussian_pair(cov_p, cov_q, mean_p, mean_q)
-    own_p, own_q = np.linalg.eigvalsh(cov_p), np.linalg.eigvalsh(cov_q)
-    negligible = ROUNDING * len(delta)
-    if own_q[0] <= negligible * own_q[-1]:
+    p, q, delta = _gaussian_pair(cov_p, cov_q, mean_p, mean_q)
+    if q.zeros:
         raise NotPSDError(
-            f"cov_q must be positive definite, its smallest eigenvalue is {own_q[0]:.3g};"
+            "cov_q must be positive definite, its smallest eigenvalue is"
+            f" {q.spectrum[0][0]:.3g} and rounding in its dtype reaches {q.rounding:.3g};"
             " add a small multiple of the identity to both"
         )
-    if own_p[0] < -1e-10 * abs(own_p[-1]):
-        raise NotPSDError(f"cov_p has a negative eigenvalue ({own_p[0]:.3g})")
-    eigenvalues, basis = linalg.eigh(cov_p, cov_q)
+    eigenvalues, basis = linalg.eigh(p.matrix.numpy(), q.matrix.numpy())
     # p has as many zeros in these coordinates as in its own, where rounding is easier to tell
-    eigenvalues[: np.sum(own_p <= negligible * own_p[-1])] = 0
+    eigenvalues[: p.zeros] = 0
     return eigenvalues.clip(min=0), basis.T @ delta
 
 
@@ -156,14 +182,6 @@ def _excess(ratio: np.ndarray) -> np.ndarray:
     """r − 1 − log r >= 0, the divergence of a variance ratio (twice); infinite at 0."""
     with np.errstate(divide="ignore"):
         return np.maximum(ratio - 1 - np.log(ratio), 0)  # rounding must not make it negative
-
-
-def _root(cov: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a positive semidefinite matrix."""
-    values, vectors = np.linalg.eigh(cov)
-    if values[0] < -1e-10 * abs(values[-1]):
-        raise NotPSDError(f"a covariance has a negative eigenvalue ({values[0]:.3g})")
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def _best_projection(eigenvalues: np.ndarray, shift: np.ndarray) -> float:

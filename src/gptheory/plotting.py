@@ -91,7 +91,7 @@ def heatmap(
 def paths(ax: Axes, x: Tensor, coordinate: int = 0, **style: object) -> None:
     """Draw one coordinate of sequences (n, N, d) against the frame i = 1..N."""
     frames = np.arange(1, x.shape[1] + 1)
-    ax.plot(frames, x[:, :, coordinate].T.cpu().numpy(), **style)
+    ax.plot(frames, x[:, :, coordinate].T.detach().cpu().numpy(), **style)
     ax.set(xlabel="frame i", xlim=(1, x.shape[1]))
 
 
@@ -102,7 +102,7 @@ def picture(ax: Axes, frame: Tensor, title: str = "") -> AxesImage:
         The image; its ``set_data`` takes an array of the same shape.
     """
     ax.set(title=title, xticks=[], yticks=[])
-    return ax.imshow(frame.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+    return ax.imshow(frame.detach().cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def animation(

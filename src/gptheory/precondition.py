@@ -97,7 +97,7 @@ class ScoreNetwork(nn.Module, ABC):
         require_step(t)
         signal, noise = levels(t, v)
         if not isinstance(t, Tensor):
-            t = torch.full((1,), t, dtype=torch.float64)
+            t = torch.full((1,), t, dtype=torch.float64, device=v.device)
         t = floating_step(t).to(v.device).reshape(-1)
         seen = t.clamp(max=HORIZON)
         velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen)).to(v)

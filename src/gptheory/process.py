@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .kernels import PowerExponential, gram, toeplitz
+from .precision import full_precision
 from .rounding import spectrum_rounding, unit_roundoff
 from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
@@ -27,6 +28,7 @@ from .validation import (
     require_sequences,
     require_symmetric,
 )
+from .wrappers import lasting
 
 EMBEDDING_GROWTH = 64  # largest circulant embedding, in multiples of the smallest one
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
@@ -66,6 +68,7 @@ class GaussianProcess:
     Accuracy: factorised in float64; tensors of another dtype or device are cast on the way.
     """
 
+    @lasting
     def __init__(
         self,
         temporal: Tensor | Callable[[Tensor], Tensor],
@@ -96,6 +99,7 @@ class GaussianProcess:
         temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"
         return f"GaussianProcess(temporal={temporal}, seq_len={self.seq_len}, dim={self.dim})"
 
+    @lasting
     def to(self, device: torch.device | str) -> GaussianProcess:
         """The same process, with its factors, and what was derived from them, on a device."""
         moved = copy.copy(self)
@@ -121,16 +125,19 @@ class GaussianProcess:
         return torch.kron(self.gram(), self.spatial)
 
     @cached_property
+    @lasting
     def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
         name = f"temporal covariance {self._temporal_name()}"
         return covariance_spectrum(name, self.gram(), self.temporal_dtype)
 
     @cached_property
+    @lasting
     def spatial_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,), ascending and clipped at 0, and eigenvectors (d, d) of Σ, float64."""
         return covariance_spectrum("spatial covariance", self.spatial, self.spatial_dtype)
 
+    @full_precision()
     def sample(
         self,
         n: int,
@@ -200,8 +207,8 @@ class GaussianProcess:
 
     def _frame_means(self, mean: Tensor | None) -> Tensor:
         if mean is None:
-            return torch.zeros(self.seq_len, self.dim).to(self.spatial)
-        mean = torch.as_tensor(mean).to(self.spatial)
+            return self.spatial.new_zeros(self.seq_len, self.dim)
+        mean = torch.as_tensor(mean, device=self.spatial.device).to(self.spatial)
         expected = (self.seq_len, self.dim)
         if mean.shape not in ((self.dim,), expected):
             raise ValueError(
@@ -211,6 +218,7 @@ class GaussianProcess:
         return mean.expand(expected).clone()
 
     @cached_property
+    @lasting
     def _kernel_gram(self) -> Tensor:
         return gram(self._kernel, self.seq_len).to(self.spatial)
 
@@ -240,11 +248,12 @@ class GaussianProcess:
             yield rows, noise.T.reshape(self.seq_len, -1, self.dim)
 
     @cached_property
+    @lasting
     def _circulant_amplitude(self) -> Tensor:
         """√(eigenvalue / M) of the smallest power-of-two circulant that is a covariance."""
         half = 2 ** math.ceil(math.log2(max(self.seq_len - 1, 1)))
         for _ in range(int(math.log2(EMBEDDING_GROWTH)) + 1):
-            values = self._kernel(torch.arange(half + 1, dtype=torch.float64))
+            values = self._kernel(torch.arange(half + 1, dtype=torch.float64, device="cpu"))
             require_finite("the kernel's values", values)
             eigenvalues = torch.fft.hfft(torch.complex(values, torch.zeros_like(values)))
             if eigenvalues.min() >= -_transform_rounding(values, len(eigenvalues)):
@@ -294,7 +303,7 @@ def decaying_process(
     require_count("dim", dim)
     if not -1 < correlation < 1:
         raise ValueError(f"correlation must lie in (-1, 1), got {correlation!r}")
-    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64))
+    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64, device="cpu"))
     return GaussianProcess(gram(PowerExponential(lengthscale, exponent), seq_len), spatial)
 
 

@@ -47,7 +47,7 @@ def covariance_spectrum(
     """
     values, vectors = clipped_eigh(matrix, dtype)
     if (values < 0).any():
-        worst = values.flatten(0, -2)[values.flatten(0, -2)[..., 0].argmin()]
+        worst = min(values.reshape(-1, values.shape[-1]), key=lambda each: each[0])
         raise NotPSDError(
             f"the {name} is not positive semidefinite: its smallest eigenvalue is {worst[0]:.3g},"
             f" its largest {worst[-1]:.3g}, more than rounding in {dtype} explains; pass it in the"

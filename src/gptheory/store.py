@@ -12,6 +12,7 @@ import os
 import platform
 import stat
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -178,11 +179,22 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, str]:
     device = torch.device(device)
     on_gpu = device.type == "cuda" and torch.cuda.is_available()
     return {
-        **{name: metadata.version(name) for name in PROVENANCE},
+        **{name: _version(name) for name in PROVENANCE},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
     }
+
+
+def _version(name: str) -> str:
+    """Of an installed package; of this one, if it runs from its sources, what they say."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        sources = Path(__file__).parents[2] / "pyproject.toml"
+        if not sources.exists():
+            return "not installed"
+        return f"{tomllib.loads(sources.read_text())['project']['version']}, not installed"
 
 
 def _plain(value: object) -> object:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
+
+from .rounding import unit_roundoff
 
 # relative to the largest entry: float32 covariances pass, real asymmetry does not
 SYMMETRY_TOLERANCE = 1e-5
@@ -44,25 +47,59 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
 
 
 def require_finite(name: str, values: Tensor) -> None:
-    """Raise if any entry is NaN or infinite."""
+    """Raise if any entry is NaN or infinite, or if there are no entries to look at (meta)."""
+    if values.is_meta:
+        raise ValueError(
+            f"{name} must have values, got a tensor on the device meta, which has none"
+        )
     bad = values.numel() - int(torch.isfinite(values).sum())
     if bad:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
 
 
+def require_real(name: str, values: Tensor) -> None:
+    """Raise unless ``values`` is a tensor of real numbers, integers included."""
+    if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name} must be a tensor of real numbers, got {_kind(values)}")
+
+
+def require_together(**tensors: Tensor) -> None:
+    """Raise unless tensors that stand side by side are floating point, of one dtype and device."""
+    names = _listed(list(tensors))
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors.values()):
+        found = _listed([_kind(x) for x in tensors.values()])
+        raise ValueError(f"{names} must be floating-point tensors, got {found}")
+    for kind in ("dtype", "device"):
+        found = [str(getattr(x, kind)) for x in tensors.values()]
+        if len(set(found)) > 1:
+            raise ValueError(f"{names} must have one {kind}, got {_listed(found)}")
+
+
 def require_symmetric(name: str, matrix: Tensor) -> Tensor:
-    """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so."""
-    matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so.
+
+    It may be of any real dtype; integers are exact.
+    """
+    if not isinstance(matrix, Tensor):  # torch's default device may be any
+        matrix = torch.as_tensor(np.asarray(matrix), device="cpu")
+    require_real(name, matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}")
+    allowed = max(SYMMETRY_TOLERANCE, 2 * unit_roundoff(matrix.dtype))  # each of two is rounded
+    matrix = matrix.double()
     require_finite(name, matrix)
     defect = (matrix - matrix.T).abs().max().item()
-    if defect > SYMMETRY_TOLERANCE * matrix.abs().max().item():
+    if defect > allowed * matrix.abs().max().item():
         raise ValueError(
             f"{name} must be symmetric, got entries (i, j) and (j, i) that differ by up to"
             f" {defect:.3g}; symmetrise it first with (A + A.T) / 2"
         )
     return (matrix + matrix.T) / 2
+
+
+def arrival_dtype(matrix: object) -> torch.dtype:
+    """The dtype that says how a matrix was rounded before anybody cast it: numbers are float64."""
+    return matrix.dtype if isinstance(matrix, Tensor) else torch.as_tensor(np.asarray(matrix)).dtype
 
 
 def require_sequences(
@@ -92,6 +129,10 @@ def require_step(t: float | Tensor) -> None:
             raise ValueError(f"every diffusion step t must be finite and > 0, got {bad[0].item()}")
     elif not (math.isfinite(t) and t > 0):
         raise ValueError(f"the diffusion step t must be finite and > 0, got {t!r}")
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _kind(x: object) -> str:

@@ -1,0 +1,152 @@
+"""Stops among the data: kernels, processes, the forward process, distances, estimators."""
+
+from __future__ import annotations
+
+import torch
+
+from gptheory import diffusion, gaussians, kernels, metrics, spectra, structured, validation
+from gptheory.process import GaussianProcess, decaying_process
+from gptheory.score import ExactScore
+
+from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
+
+POWER = kernels.PowerExponential(2.0, 1.5)
+
+
+@stop("exact")
+def kernel_values(device: torch.device, dtype: torch.dtype) -> Found:
+    """Correlations at lags that lie on the device, and at one that is a number."""
+    lags = torch.arange(N, device=device).to(dtype)
+    own = {
+        "power": kernels.PowerExponential(2.0, 1.5), "matern": kernels.Matern(2.0, 1.7),
+        "rational": kernels.RationalQuadratic(2.0, 1.0), "periodic": kernels.Periodic(1.0, 5.0),
+        "white": kernels.WhiteNoise(),
+    }  # fmt: skip
+    found = {name: kernel(lags) for name, kernel in own.items()}
+    distance = kernels.embedding_distance(lags, 2 * N)
+    return {**found, "number": POWER(3), "distance": distance}
+
+
+@stop("exact")
+def covariance_matrices(device: torch.device, dtype: torch.dtype) -> Found:
+    """Matrices made of a kernel, and what a band leaves of them."""
+    gram = kernels.toeplitz(POWER(torch.arange(N, device=device).to(dtype)))
+    return {
+        "toeplitz": gram,
+        "gram": kernels.gram(POWER, N, dtype),
+        "truncated": kernels.truncate(gram, 2),
+        "tapered": kernels.taper(gram, 4),
+        "embedding": kernels.time_embedding(N, 2.0 * N),
+        "random": kernels.random_covariance(3, generator=seeded(1)),
+    }
+
+
+@stop("exact")
+def process_on_the_device(device: torch.device, dtype: torch.dtype) -> Found:
+    """A law whose factors were moved: its matrices, its samples and their likelihood."""
+    spatial = kernels.random_covariance(D, generator=seeded(2))
+    mean = normal(3, N, D, device=torch.device("cpu"), dtype=torch.float64)
+    moved = GaussianProcess(POWER, spatial, mean, seq_len=N).to(device)
+    (values, vectors), (small, axes) = moved.temporal_spectrum, moved.spatial_spectrum
+    x = moved.sample(4, seeded(4), torch.float64)
+    return {
+        "gram": moved.gram(), "covariance": moved.covariance(), "values": values,
+        "temporal": (vectors * values) @ vectors.T, "spatial": (axes * small) @ axes.T,
+        "x": x, "log_prob": moved.log_prob(x.to(dtype)),
+        "of the CPU": law().log_prob(sequences(5, 3, device, dtype)),
+    }  # fmt: skip
+
+
+@stop("exact", drawn=True)
+def samples(device: torch.device, dtype: torch.dtype) -> Found:
+    """Sequences and noise from a generator of the CPU: the numbers of the CPU, on the device."""
+    x = decaying_process(N, D).to(device).sample(5, seeded(1), dtype)
+    long = GaussianProcess(POWER, torch.eye(D), seq_len=600).to(device)
+    v, noise = diffusion.perturb(x, steps(5), seeded(2))
+    like = diffusion.normal_like(x, seeded(3))
+    return {"x": x, "v": v, "noise": noise, "like": like, "long": long.sample(1, seeded(4), dtype)}
+
+
+@stop("exact")
+def symmetric_roots(device: torch.device, dtype: torch.dtype) -> Found:
+    """Roots and bases of matrices on the device."""
+    matrix = law(device).spatial
+    values, vectors = torch.linalg.eigh(matrix)
+    tall = normal(1, 5, 2, device=device, dtype=torch.float64)
+    return {
+        "root": spectra.symmetric_root(values, vectors),
+        "orthonormal": spectra.orthonormal(tall.to(dtype)),
+        "oriented": spectra.oriented(tall),
+    }
+
+
+@stop("exact")
+def noise_levels(device: torch.device, dtype: torch.dtype) -> Found:
+    """The forward process at steps that lie on either device, or are numbers."""
+    t, v = steps(3, device).to(dtype), sequences(1, 3, device, dtype)
+    signal, noise = diffusion.levels(steps(3), v)
+    snr = diffusion.half_log_snr(t)
+    return {
+        "alpha": diffusion.alpha(t), "sigma": diffusion.sigma(t), "snr": snr,
+        "step": diffusion.step_at(snr), "integer": diffusion.floating_step(torch.tensor([1, 2])),
+        "signal": signal, "noise": noise, "number": diffusion.alpha(0.3) + diffusion.sigma(0.3),
+        "stratified": diffusion.stratified_steps(4, 0.01, 2.0, seeded(1)),
+    }  # fmt: skip
+
+
+@stop("exact")
+def distances_of_gaussians(device: torch.device, dtype: torch.dtype) -> Found:
+    """Divergences of covariances on the device."""
+    p, q = (kernels.random_covariance(3, generator=seeded(k)).to(device) for k in (1, 2))
+    mean = normal(3, 3, device=device, dtype=torch.float64)
+    low, high = gaussians.gaussian_tv_bounds(p, q, mean)
+    return {
+        "kl": gaussians.gaussian_kl(p, q, mean),
+        "w2": gaussians.gaussian_w2(p, q, mean),
+        "tv low": low, "tv high": high,
+    }  # fmt: skip
+
+
+@stop("exact")
+def estimated_laws(device: torch.device, dtype: torch.dtype) -> Found:
+    """Covariances from sequences on the device, and the scores that they make."""
+    x, v = sequences(1, 40, device, dtype), sequences(2, 3, device, dtype)
+    kronecker, stationary = structured.kronecker_mle(x), structured.toeplitz_moments(x)
+    wiener = structured.WienerScore(x)
+    return {
+        "kronecker": kronecker.covariance(),
+        "stationary": stationary.covariance(),
+        "kronecker score": ExactScore(kronecker)(v, 0.1),
+        "wiener": wiener(v, 0.1),
+        "wiener, steps of the CPU": wiener(v, steps(3)),
+    }
+
+
+@stop("exact")
+def moments(device: torch.device, dtype: torch.dtype) -> Found:
+    """Covariances of sequences on the device beside a truth on the CPU."""
+    x = sequences(1, 50, device, dtype)
+    temporal = metrics.temporal_covariance(x, torch.zeros(D))
+    error = metrics.relative_error(temporal, law().gram())
+    floor = metrics.sampling_floor(law(device), 50)
+    return {
+        "temporal": temporal, "spatial": metrics.spatial_covariance(x),
+        "frame": metrics.spatial_covariance(x, frame=1), "error": error, "floor": floor,
+        "debiased": metrics.debiased_error(2 * error, floor),
+        "lags": metrics.lag_correlations(temporal),
+    }  # fmt: skip
+
+
+@stop("exact")
+def checks_of_the_input(device: torch.device, dtype: torch.dtype) -> Found:
+    """What every public function asks of its arguments, asked of tensors on the device."""
+    x, t = sequences(1, 2, device, dtype), steps(2, device)
+    validation.require_sequences("x", x, N, D)
+    validation.require_finite("x", x)
+    for step in (0.5, t, t[0]):
+        validation.require_step(step)
+    validation.require_positive("scale", 0.5)
+    validation.require_nonnegative("noise", 0.0)
+    validation.require_range(0.01, 1.0)
+    validation.require_count("n", 3)
+    return {"symmetric": validation.require_symmetric("spatial", law(device).spatial)}

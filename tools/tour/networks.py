@@ -1,0 +1,295 @@
+"""Stops among trainable networks: evaluated, trained, probed; many at once; in latent space."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gptheory import (
+    dit,
+    experiments,
+    finetune,
+    latent,
+    latent_metrics,
+    maps,
+    matching,
+    mixture,
+    precondition,
+    probe,
+    probing,
+    structured,
+    train,
+    unet,
+)
+from gptheory.construct import build_score_transformer
+from gptheory.ensemble import Member, fit_ensemble
+from gptheory.process import decaying_process
+from gptheory.sample import sample
+
+from .stop import D, Found, N, law, normal, seeded, sequences, shaken, steps, stop
+
+
+def transformer(seed: int = 0, **options: object) -> dit.DiT:
+    """A small diffusion transformer."""
+    return dit.DiT(D, N, 8, 2, 2, generator=seeded(seed), **options)
+
+
+NETWORKS = {
+    "DiT": transformer,
+    "ReLU": lambda: transformer(attention="relu-rows", position="none", fused=False),
+    "UNet": lambda: unet.UNet1d(D, N, 8, generator=seeded(1)),
+    "MLP": lambda: unet.FrameMLP(D, hidden=8, depth=2, generator=seeded(2)),
+    "steps": lambda: structured.LearnedSteps(law(), 3, 4, momentum=True, generator=seeded(3)),
+    "covariance": lambda: structured.LearnedCovariance(D, N, 2, generator=seeded(4)),
+    "root": lambda: structured.LearnedCovariance(D, N, 2, False, generator=seeded(4)),
+}
+
+
+@stop("network")
+def evaluated_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """Every network, moved; t a number or one per sequence on either side; the gradient."""
+    v, found = sequences(1, 3, device, dtype), {}
+    for name, make in NETWORKS.items():
+        network = shaken(make(), device, dtype)
+        found[f"{name}, number"] = network(v, 0.1)
+        found[f"{name}, steps"] = network(v, steps(3, device))
+        found[f"{name}, steps of the CPU"] = network(v, steps(3))
+        network(v, 0.3).square().mean().backward()
+        gradients = [weight.grad.flatten() for weight in network.parameters()]
+        found[f"{name}, gradient"] = torch.cat(gradients)
+    return found
+
+
+@stop("network")
+def parts_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """Layers by themselves, their first weights drawn on the CPU."""
+    with precondition.weights_from(seeded(1)):
+        block = dit.Block(8, 2, "softmax", 2, False)
+        linear, modulation = nn.Linear(8, 8), precondition.Modulation(unet.CLOCK_WIDTH, 8, 2)
+        convolution, clock = unet.ResidualConvolution(8, 8), precondition.Clock(unet.CLOCK_WIDTH)
+    parts = [shaken(part, device, dtype) for part in (block, modulation, convolution, clock)]
+    y = normal(2, 3, N, 8, device=device, dtype=dtype)
+    clocked = parts[3](steps(3, device))
+    shift, scale = parts[1](clocked)
+    layer = parts[0].attention
+    query, key, _value = layer.query_key_value(y)
+    own = structured.LearnedCovariance(D, N, 2).to(device, dtype)
+    return {
+        "block": parts[0](y, clocked[:, :8]), "norm": precondition.modulated_norm(y, shift, scale),
+        "convolution": parts[2](y.mT, clocked),
+        "attended": layer.attend(layer.maps(y), y),
+        "attention": layer(y), "weighed": layer.weigh(layer.logits(query, key)),
+        "zero": precondition.zero_init(linear).weight.detach(),
+        "frames": dit.frame_embedding("sinusoidal", N, 4),
+        "temporal": own.temporal(), "spatial": own.spatial(),
+        "unrolled": torch.stack(NETWORKS["steps"]().to(device).coefficients(steps(2, device))[0]),
+    }  # fmt: skip
+
+
+@stop("network", drawn=True)
+def samples_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """Generation from a network on the device, where the network says where."""
+    network = shaken(transformer(), device, dtype)
+    x = sample(
+        network, 2, N, D, "sde", steps=4, generator=seeded(1), dtype=dtype, show_progress=False
+    )
+    assert x.device.type == device.type
+    return {"x": x}
+
+
+@stop("network", drawn=True)
+def losses(device: torch.device, dtype: torch.dtype) -> Found:
+    """Score matching at every weight and law of the step."""
+    network, x = shaken(transformer(), device, dtype), sequences(1, 4, device, dtype)
+    found: dict[str, Tensor | float] = {}
+    for weight, times in itertools.product(matching.WEIGHTS, matching.TIMES):
+        t = matching.matching_steps(4, times, 0.01, 4.0, seeded(2))
+        loss = matching.matching_loss(network, x, t, seeded(3), weight)
+        found[f"{weight}, {times}"] = loss
+    noise = normal(4, 4, N, D, device=device, dtype=dtype)
+    found["error"] = matching.matching_error(network(x, 0.1), noise, 0.1, "noise")
+    return found
+
+
+CONFIG = train.TrainConfig(
+    steps=6, batch_size=4, log_every=2, evaluate_n=8, evaluate_at=(0.1,), evaluate_every=3
+)
+
+
+def _weights(model: nn.Module) -> Found:
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@stop("network", compare=False)
+def training_and_resuming(device: torch.device, dtype: torch.dtype) -> Found:
+    """A run that is interrupted ends where one ends that is not, bit for bit."""
+    whole = train.fit(transformer().to(device, dtype), law(), CONFIG, show_progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        begun = train.Training(transformer().to(device, dtype), law(), CONFIG)
+        for step in begun:
+            if step == 3:
+                train.save_checkpoint(path, begun)
+                break
+        again = train.Training(transformer(1).to(device, dtype), law(), CONFIG)
+        train.load_checkpoint(path, again)
+        assert len(again) == 3
+        resumed = train.fit(
+            transformer(2).to(device, dtype), law(), CONFIG, None, path, show_progress=False
+        )
+    pairs = zip(_weights(whole.model).values(), _weights(resumed.model).values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    return {"rows": len(whole.history), **_weights(resumed.model)}
+
+
+@stop("network", compare=False)
+def training_on_sequences(device: torch.device, dtype: torch.dtype) -> Found:
+    """Data on the CPU, networks on the device; one at a time and many at once."""
+    x = law().sample(20, seeded(1), dtype)
+    found = train.fit(transformer().to(device, dtype), x, CONFIG, law(), show_progress=False)
+    unfused = [transformer(k, fused=False).to(device, dtype) for k in range(3)]
+    members = [Member(unfused[0], x, 0), Member(unfused[1], x[:7], 1), Member(unfused[2], law(), 2)]
+    together = fit_ensemble(members, CONFIG)
+    at_home = train.at_home(x, dtype, device)
+    train.require_fitting(unfused[0], at_home)
+    batch = train.draw_batch(at_home, 3, torch.Generator(device).manual_seed(1), dtype)
+    kinds = train.architecture(unfused[0])
+    return {
+        **_weights(found.model), "batch": batch, "kinds": len(kinds),
+        **{f"member {k}, {n}": w for k, m in enumerate(together) for n, w in _weights(m).items()},
+    }  # fmt: skip
+
+
+@stop("network")
+def probed_attention(device: torch.device, dtype: torch.dtype) -> Found:
+    """Maps of a network on the device, what they are made of, and what edits do."""
+    network, v = shaken(transformer(), device, dtype), sequences(1, 3, device, dtype)
+    seen = probe.record(network, v, 0.1)[-1]
+    probe.require_positions(probe.content_coordinates(network))
+    edits = {
+        "only": probe.only("ee"), "without": probe.without("xx", split="batch"),
+        "uniform": probe.uniform, "mean": probe.batch_mean,
+    }  # fmt: skip
+    twins = (probe.untrained(network, seeded(2)), probe.permuted_positions(network, seeded(3)))
+    return {
+        "maps": seen.maps, "logits": seen.logits, **seen.blocks(),
+        "norms": probe.block_norms(network),
+        "products": probe.query_key_products(probe.attention_layers(network)[0]),
+        **{f"share {name}": share for name, share in probe.logit_shares(seen).items()},
+        **{name: probe.Edited(network, edit)(v, 0.1) for name, edit in edits.items()},
+        "untrained": twins[0](v, 0.1), "permuted": twins[1](v, 0.1),
+    }  # fmt: skip
+
+
+@stop("exact")
+def probed_construction(device: torch.device, dtype: torch.dtype) -> Found:
+    """Heads that were built, seen on the device."""
+    network = build_score_transformer(
+        law(), 2, form="position-once", heads="shared-knots", multiplication="attention"
+    ).to(device)
+    v, spaces = sequences(1, 2, device, torch.float64), network.spaces
+    seen = probe.record(network, v, 0.1)[-1]
+    frame, score = spaces["score"], spaces["score"]
+    scores = finetune.attention_scores(network, v, 0.1)
+    return {
+        "moved": probe.contributions(seen, frame, score), "scores": scores,
+        "defect": finetune.toeplitz_defect(scores),
+    }  # fmt: skip
+
+
+@stop("exact")
+def maps_beside_kernels(device: torch.device, dtype: torch.dtype) -> Found:
+    """Measures of maps on the device beside operators of a law on either side."""
+    own = normal(1, 2, N, N, device=device, dtype=torch.float64).softmax(dim=-1)
+    operator = maps.denoising_operator(law().gram(), 0.1)
+    return {
+        "operator": maps.denoising_operator(law(device).gram(), 0.1),
+        "correlation": maps.off_diagonal_correlation(own, operator.to(device)),
+        "explained": maps.explained(operator.to(device), own),
+        "lag": maps.mean_lag(own), "contrast": maps.contrast(own), "profile": maps.lag_profile(own),
+        "exact": maps.exact_jacobian(law(device), 0.1),
+    }  # fmt: skip
+
+
+@stop("network")
+def jacobians(device: torch.device, dtype: torch.dtype) -> Found:
+    """The Jacobian of a network's denoiser on the device."""
+    network, v = shaken(transformer(), device, dtype), sequences(1, 2, device, dtype)
+    return {"jacobian": maps.denoiser_jacobian(network, v, 0.1)}
+
+
+@stop("network")
+def changed_weights(device: torch.device, dtype: torch.dtype) -> Found:
+    """Weights shaken, made anew or kept at zero, with noise of the CPU."""
+    network = transformer().to(device)
+    finetune.randomise(network, seeded(1))
+    finetune.shake(network, ("weight",), 0.1, seeded(2))
+    finetune.keep_zeros(network)
+    shuffled = probing.shuffled_frames(sequences(1, 3, device, dtype), seeded(3))
+    rounded = experiments.in_half_precision(network)
+    return {"shuffled": shuffled, "rounded": rounded(sequences(2, 2, device, torch.float32), 0.1)}
+
+
+@stop("exact")
+def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
+    """Laws in a subspace, on the CPU, asked about sequences on the device."""
+    basis, found = latent.random_basis(9, 4, seeded(1)), {}
+    latent.require_sizes(9, 4)
+    latent.warn_if_few(9, 4)
+    of_gaussians = mixture.random_mixture(2, 2, 3, generator=seeded(2))
+    for name, inside in {"mixture": of_gaussians, "process": decaying_process(2, 2)}.items():
+        data = latent.SubspaceData(basis, inside, 0.2)
+        x = data.sample(5, seeded(3), torch.float64).to(device, dtype)
+        on, off = data.split(x)
+        code = data.encode(x)
+        found |= {
+            f"{name} on": on, f"{name} off": off, f"{name} code": code,
+            f"{name} decoded": data.decode(code), f"{name} score": data.score(x, 0.1),
+            f"{name} score, steps": data.score(x, steps(5)),
+            f"{name} inside": data.latent_score(code, steps(5, device)),
+            f"{name} energy": latent_metrics.orthogonal_energy(x, data),
+        }  # fmt: skip
+    other = latent.principal_subspace(x, 4)
+    found["covariance"] = of_gaussians.covariance()
+    found["mixture score"] = of_gaussians.score(code, 0.2)
+    found["angles"] = latent.principal_angles(other, data.basis.to(other))
+    found["basis"] = latent.require_orthonormal("basis", basis.to(device))
+    found["error"] = latent.subspace_error(other, data.basis.to(other))
+    return found
+
+
+@stop("exact", drawn=True)
+def errors_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
+    """Distances and errors of scores beside a law on the CPU."""
+    data = latent.SubspaceData(latent.random_basis(9, 4, seeded(1)), decaying_process(2, 2))
+    white = latent.smoothed(lambda v, t: -v, 0.1)
+    x, y = (data.sample(30, seeded(k), dtype).to(device) for k in (2, 3))
+    found = latent_metrics.support_errors(white, data, 32, generator=seeded(4))
+    return {
+        **found, "scale": latent_metrics.error_scale(),
+        "sliced": latent_metrics.sliced_distance(x, y, 8, seeded(5)),
+        "pca": latent_metrics.expected_pca_error(torch.ones(4).double(), 0.1, 9, 50),
+        "rate": latent_metrics.log_rate(100.0, 0.1, 4),
+    }  # fmt: skip
+
+
+@stop("network")
+def networks_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
+    """A network with an encoder, and one without."""
+    basis = latent.random_basis(8, 4, seeded(1))
+    data = latent.SubspaceData(basis, mixture.random_mixture(2, 2, generator=seeded(2)))
+    inside = dit.DiT(2, 2, 8, 2, 1, generator=seeded(3))
+    outside = dit.DiT(4, 2, 8, 2, 1, generator=seeded(4))
+    made = {
+        "latent": latent.LatentScore(8, 4, inside, seeded(5)),
+        "full": latent.FullScore(outside),
+    }
+    v = data.sample(3, seeded(6), torch.float64).to(device, dtype)
+    networks = {name: shaken(network, device, dtype) for name, network in made.items()}
+    encoder = networks["latent"].encoder
+    found = {name: network(v, steps(3, device)) for name, network in networks.items()}
+    return {**found, "encoder": encoder @ encoder.T}

@@ -1,0 +1,219 @@
+"""Stops among the scores: exact, unrolled, constructed; sampling with them, measuring them."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from gptheory import assembly, drawing, heads, multiplication, ranges, score, unroll
+from gptheory import metrics as measure
+from gptheory import sample as generation
+from gptheory.blueprint import Blueprint
+from gptheory.construct import build_score_transformer
+from gptheory.kernels import time_embedding
+from gptheory.process import GaussianProcess
+from gptheory.score import ExactScore
+from gptheory.subspaces import Subspaces
+from gptheory.transformer import Attention, Block, FeedForward, ScoreTransformer, StepFeatures
+
+from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
+
+
+@stop("exact")
+def exact_score(device: torch.device, dtype: torch.dtype) -> Found:
+    """The law on either side, t a number or one per sequence on either side."""
+    v = sequences(1, 3, device, dtype)
+    here, there = ExactScore(law(device)), ExactScore(law())
+    return {
+        "number": here(v, 0.1),
+        "steps": here(v, steps(3, device)),
+        "steps of the CPU": here(v, steps(3)),
+        "law of the CPU": there(v, steps(3, device).to(dtype)),
+        "denoised": score.denoise(here, v, 0.1),
+        "rotated": score.along_frames(
+            normal(2, N, N, device=device, dtype=dtype), v.transpose(0, 1)
+        ),
+        "frames": score.frames_first(steps(3, device)[:, None, None]),
+    }
+
+
+@stop("exact")
+def unrolled_score(device: torch.device, dtype: torch.dtype) -> Found:
+    """Every method, its limit and its iterates."""
+    v, found = sequences(1, 3, device, dtype), {}
+    for method in ("gradient-descent", "heavy-ball", "chebyshev"):
+        own = unroll.UnrolledScore(law(device), 3, method=method)
+        found |= {f"{method}, number": own(v, 0.1), f"{method}, steps": own(v, steps(3, device))}
+        found |= {f"{method}, {k}": s for k, s in enumerate(own.iterates(v, 0.2))}
+    there = unroll.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
+    return {**found, "limit": there.limit(v, steps(3)), "law of the CPU": there(v, 0.1)}
+
+
+@stop("exact")
+def bounds_of_the_iteration(device: torch.device, dtype: torch.dtype) -> Found:
+    """What the theorems say about an iteration whose law lies on the device."""
+    own = unroll.UnrolledScore(law(device), 3, bandwidth=5, taper="bohman")
+    low, high = own.extremes(steps(3, device))
+    sizes = torch.tensor([size for size, _ in own.coefficients(0.1)], dtype=torch.float64)
+    level = unroll.as_level(steps(3), sequences(1, 3, device, dtype))
+    return {
+        "condition": own.condition_number(steps(3)), "low": low, "high": high, "sizes": sizes,
+        "convergence": own.convergence_bound(0.1), "steps": own.steps_for(1e-3, 0.1),
+        "truncation": own.truncation_bound(0.1), "dropped": own.truncation_error(0.1),
+        "error": own.score_error(0.1), "banded": unroll.band(law(device).gram(), 3),
+        "level": level,
+    }  # fmt: skip
+
+
+FORMS = {
+    "plain": {"form": "plain"},
+    "once": {"form": "position-once", "heads": "shared-knots"},
+    "sine": {"form": "position-once", "heads": "sine", "multiplication": "attention"},
+    "momentum": {"form": "position-once", "method": "heavy-ball", "multiplication": "attention"},
+}
+
+
+@stop("exact")
+def constructed_transformer(device: torch.device, dtype: torch.dtype) -> Found:
+    """Theorem 1 as weights in float64, moved; the law stays where it was."""
+    v, found = sequences(1, 3, device, dtype), {}
+    for name, options in FORMS.items():
+        network = build_score_transformer(law(), 2, bandwidth=4, **options).to(device)
+        found |= {f"{name}, number": network(v, 0.1), f"{name}, steps": network(v, steps(3))}
+    size, *_, last = network.size(), *network.states(v, 0.1)
+    norms = dict(network.weight_norms())
+    return {**found, "width": size.width, "norm": max(norms.values()), "state": last}
+
+
+@stop("network")
+def layers_of_the_class(device: torch.device, dtype: torch.dtype) -> Found:
+    """One block of the paper's class, by itself."""
+    width, whole = 5, slice(0, 5)
+    weights = (normal(k, 2, 3, width, device=device, dtype=dtype) for k in range(3))
+    layer = Attention(*weights, normal(3, 2, width, 3, device=device, dtype=dtype)).to(device)
+    y = normal(4, 2, N, width, device=device, dtype=dtype)
+    query, key, _value = layer.query_key_value(y)
+    up, down = (
+        normal(5 + k, *s, device=device, dtype=dtype) for k, s in enumerate([(4, 5), (5, 4)])
+    )
+    feed = FeedForward(up, up[:, 0], down, down[:, 0])
+    none = Attention.without_heads(width).to(device, dtype)
+    return {
+        "attention": layer(y), "scores": layer.scores(y), "maps": layer.maps(y),
+        "attended": layer.attend(layer.maps(y), y), "operator": layer.operator(y, whole, whole),
+        "weighed": layer.weigh(layer.logits(query, key)), "feed": feed(y),
+        "block": Block(none, feed)(y),
+    }  # fmt: skip
+
+
+@stop("exact")
+def parts_of_the_construction(device: torch.device, dtype: torch.dtype) -> Found:
+    """Weights written down on the CPU, where all of them are, and applied on the device."""
+    spaces = Subspaces({"one": 1, "z": 1, "x": 2, "zx": 2, multiplication.TEETH: 4})
+    product = multiplication.Product("z", "x", "zx", 1.0, 2.0)
+    y = normal(1, 2, N, spaces.width, device=device, dtype=torch.float64).clamp(-0.9, 0.9)
+    y[..., spaces["one"]], y[..., spaces[multiplication.TEETH]] = 1.0, 0.0
+    blocks = multiplication.multiplication_blocks(spaces, [product], 3)
+    blocks += multiplication.attention_multiplication(spaces, [product], N)
+    out, unit = y, torch.ones(1, 1, dtype=torch.float64)
+    for block in blocks:
+        out = block.to(device)(out)
+    builder, layer = assembly.AttentionBuilder(spaces), assembly.FeedForwardBuilder(spaces)
+    builder.add("copy", {"one": unit}, {"one": unit}, {"z": unit}, {"one": unit})
+    layer.add("shift", {"z": unit}, torch.ones(1), {"one": unit})
+    layer.linear("move", {"z": unit}, {"one": unit})
+    assert product.label and "z" in spaces and spaces.touched(torch.eye(spaces.width))
+    return {
+        "products": out,
+        "copied": builder.build().to(device)(y), "fed": layer.build().to(device)(y),
+        "width": spaces.width, "names": len(spaces.names), "starts": sum(spaces.boundaries()),
+        "read": spaces.read({"z": unit}, 1), "written": spaces.write({"z": unit}, 1),
+    }  # fmt: skip
+
+
+@stop("exact")
+def functions_of_the_lag(device: torch.device, dtype: torch.dtype) -> Found:
+    """Heads as functions of the lag, and the plan of a network that they make."""
+    values, embedding, found = law().gram()[0, :4], time_embedding(N, 2.0 * N), {}
+    for variant in ("trapezoid", "shared-knots", "sine"):
+        period = heads.default_period(variant, N)
+        heads.require_separated_lags(variant, N, period)
+        lags = heads.lag_function(variant, values, period)
+        found |= {variant: lags.of(time_embedding(N, period)), f"{variant} steep": lags.steepness}
+        found[f"{variant} same"] = heads.same_frame(variant, period).of(embedding)
+    x, gaps = heads.cosines(3, 2.0 * N, 1.0)
+    reference = unroll.UnrolledScore(law(), 2)
+    largest, radius = ranges.value_ranges(reference, None, 0.01, 8.0)
+    same = heads.same_frame("trapezoid", 2 * N)
+    plan = Blueprint(
+        law(), "plain", False, 3, heads.lag_function("trapezoid", values, 2 * N), same, largest
+    )
+    features = StepFeatures(reference.spectrum)
+    lift = plan.lift(embedding, features).to(device)
+    blocks = plan.prepare() + plan.step()
+    network = ScoreTransformer(lift, blocks, plan.readout(), radius, (0.01, 8.0), plan.spaces)
+    v = sequences(1, 2, device, torch.float64)
+    return {
+        **found, "x": x, "gaps": gaps, "radius": radius, "network": network.to(device)(v, 0.1),
+        "features": features.to(device)(steps(3, device)), "at": same(x),
+        "lifted": lift(v, steps(2, device)),
+    }  # fmt: skip
+
+
+@stop("exact")
+def drawn_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """Pictures of weights that lie on the device."""
+    network = build_score_transformer(law(), 1, bandwidth=3).to(device)
+    figure, ax = plt.subplots()
+    drawing.draw_weight(ax, network.readout, columns=network.spaces)
+    figures = [figure, drawing.draw_block(network.blocks[-1], network.spaces)]
+    figures.append(drawing.draw_network(network))
+    count = sum(len(each.axes) for each in figures)
+    for each in figures:
+        plt.close(each)
+    return {"axes": count}
+
+
+@stop("exact", drawn=True)
+def every_sampler(device: torch.device, dtype: torch.dtype) -> Found:
+    """All solvers with the exact score of a law on the device, noise from the CPU's generator."""
+    own, found = ExactScore(law(device)), {}
+    for method, solvers in generation.SOLVERS.items():
+        for solver in solvers:
+            found[f"{method}, {solver}"] = generation.sample(
+                own, 2, N, D, method, solver, steps=4, generator=seeded(1), dtype=dtype,
+                device=device, show_progress=False,
+            )  # fmt: skip
+    x = found["ode, heun"]
+    found["restarted"] = generation.restart(own, x, 0.5, 2, 3, generator=seeded(2))
+    return {**found, "grid": sum(generation.step_grid(4)), **_path(own, x)}
+
+
+def _path(own: ExactScore, x: Tensor) -> Found:
+    states = generation.trajectory(own, x, generation.step_grid(3))
+    return {f"at {t:.3g}": state for t, state in states}
+
+
+@stop("exact", drawn=True)
+def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
+    """How far an iteration is from the exact score of a law on the device, and on the CPU."""
+    own = unroll.UnrolledScore(law(device), 2)
+    variances, spectrum = measure.propagated_spectrum(law(device), 5)
+    common = {"generator": seeded(3), "dtype": dtype}
+    return {
+        "score": measure.score_error(own, law(device), 0.1, 16, **common),
+        "score, law of the CPU": measure.score_error(own, law(), 0.1, 16, **common),
+        "path": measure.path_kl(own, law(device), n=64, **common),
+        "coupled": measure.coupled_ode_error(own, law(device), n=4, steps=5, **common),
+        "variances": variances, "spectrum": spectrum,
+    }  # fmt: skip
+
+
+@stop("exact")
+def law_of_many_frames(device: torch.device, dtype: torch.dtype) -> Found:
+    """A mean for each frame, and a temporal covariance given as a matrix."""
+    mean = normal(1, N, D, device=device, dtype=torch.float64)
+    own = GaussianProcess(law(device).gram(), law(device).spatial, mean)
+    v = sequences(2, 2, device, dtype)
+    return {"score": ExactScore(own)(v, 0.3), "prob": own.log_prob(v)}
