@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 import threading
 
@@ -17,6 +18,7 @@ from gptheory.store import (
     DamagedFileError,
     digest,
     load_arrays,
+    packed,
     provenance,
     remembered,
     save_arrays,
@@ -106,6 +108,39 @@ def test_arrays_and_record_come_back_bit_for_bit(tmp_path):
     assert record == RECORD and arrays.keys() == ARRAYS.keys()
     for name, value in ARRAYS.items():
         assert arrays[name].dtype == value.dtype and torch.equal(arrays[name], value), name
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    """Twelve saves in this process and some in others; safetensors alone gives a handful."""
+    contents = [packed(ARRAYS, RECORD) for _ in range(12)]
+    turned = dict(reversed(ARRAYS.items()))
+    assert {*contents, packed(turned, RECORD)} == {contents[0]}
+    code = (
+        "import sys, torch, gptheory.store as s;"
+        "sys.stdout.write(s.digest(s.packed({'b': torch.ones(3), 'ä': torch.ones(2).half()}, {})))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "012"
+    }  # fmt: skip
+    assert told == {digest(packed({"b": torch.ones(3), "ä": torch.ones(2).half()}, {}))}
+
+
+def test_files_are_safetensors_files_for_every_reader(tmp_path):
+    from safetensors.torch import load_file
+
+    save_arrays(tmp_path / "a", ARRAYS, RECORD)
+    found = load_file(tmp_path / "a")
+    assert found.keys() == ARRAYS.keys()
+    assert all(torch.equal(found[name], value) for name, value in ARRAYS.items())
+    content = (tmp_path / "a").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    assert size % 8 == 0 and list(json.loads(content[8 : 8 + size])) == sorted(
+        [*found, "__metadata__"]
+    )
 
 
 def test_views_of_one_tensor_are_stored_as_they_are(tmp_path):

@@ -105,13 +105,28 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Tensor], record: Mapping[
 
 
 def packed(arrays: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
-    """The content of the file that :func:`save_arrays` writes."""
+    """The content of the file that :func:`save_arrays` writes: equal bytes for equal content."""
     # copies: safetensors refuses tensors that share memory
     layout = torch.contiguous_format
     arrays = {k: x.detach().cpu().clone(memory_format=layout) for k, x in arrays.items()}
     text = to_json(record)
     header = {"format": FORMAT, "record": text, "digest": _digest(arrays, text)}
-    return save(arrays, metadata=header)
+    return _canonical(save(arrays, metadata=header))
+
+
+def _canonical(content: bytes) -> bytes:
+    """The same safetensors file with the entries of its header in order.
+
+    safetensors writes those of the metadata in another order at every call. The format: the length
+    of the header in 8 bytes, little-endian, the header in JSON, padded with spaces to a multiple of
+    8, and the data, whose offsets count from the header's end.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = to_json(
+        json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
