@@ -110,10 +110,13 @@ def test_error_falls_with_the_number_of_sequences(networks):
     costs = excess(networks).query("16 < n < 512")
     for _, rows in costs.query("exponent == 1").groupby("lengthscale"):
         assert rows.groupby("n")["excess"].mean().is_monotonic_decreasing
-    for exponent, rows in costs.query("lengthscale == 8").groupby("exponent"):
+    at_8 = costs.query("lengthscale == 8")
+    for exponent, rows in at_8.groupby("exponent"):
         slope, reach = fitted_slope(rows["n"], rows["excess"])
         print(f"ν = {exponent}: slope {slope:.2f} ± {reach:.2f}")
-        assert slope + reach < -1
+        assert slope - reach < -1 and slope + reach < -0.5  # one law's four seeds tell no more
+    slope, reach = fitted_slope(at_8["n"], at_8["excess"])
+    assert slope + reach < -1
 
 
 @pytest.mark.statement("FDGWC Theorem 2")

@@ -12,6 +12,7 @@ from strategies import DEVICES, process, seeded
 
 from gptheory.dit import DiT
 from gptheory.ensemble import Member, fit_ensemble
+from gptheory.metrics import path_kl
 from gptheory.structured import LearnedCovariance
 from gptheory.train import TrainConfig, TrainingDivergedError, fit
 
@@ -137,6 +138,49 @@ def test_frozen_weights_are_refused():
     frozen = [Member(frozen_lift(seed), LAW, seed) for seed in range(2)]
     with pytest.raises(ValueError, match=r"lift\.weight, lift\.bias of its models"):
         fit_ensemble(frozen, CONFIG)
+
+
+class Dropping(torch.nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.linear, self.dropout = torch.nn.Linear(3, 3), torch.nn.Dropout(p)
+
+    def forward(self, v, t):
+        return self.dropout(self.linear(v))
+
+
+def test_models_that_draw_random_numbers_are_refused():
+    with pytest.raises(ValueError, match="must not draw random numbers, as dropout does: set its"):
+        fit_ensemble(members(lambda seed: Dropping(0.1), 2), CONFIG)
+    assert all(
+        isinstance(x, Dropping) for x in fit_ensemble(members(lambda _: Dropping(0.0)), CONFIG)
+    )
+
+
+def test_compiled_models_are_trained_as_they_were_before():
+    torch.compiler.reset()
+    plain = fit_ensemble(members(count=2), CONFIG)
+    found = fit_ensemble(
+        [dataclasses.replace(m, model=torch.compile(m.model, backend="eager"))
+         for m in members(count=2)], CONFIG,
+    )  # fmt: skip
+    for one, other in zip(plain, found, strict=True):
+        assert type(other) is DiT
+        assert torch.equal(weights(one), weights(other))
+
+
+def test_ensembles_learn_under_autocast_as_fit_does():
+    config = dataclasses.replace(CONFIG, steps=60, learning_rate=1e-2)
+    group = [Member(small_dit(k), LAW, k) for k in range(2)]
+    plain = fit_ensemble(group, config)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = fit_ensemble(group, config)
+    for member, one, other in zip(group, plain, short, strict=True):
+        before, own, theirs = (
+            path_kl(model, LAW, n=512, generator=seeded(1)) for model in (member.model, one, other)
+        )
+        print(f"path divergence {before:.3g} -> {own:.3g}, under autocast {theirs:.3g}")
+        assert own < 0.85 * before and theirs < 1.1 * own
 
 
 def test_a_member_that_diverges_leaves_the_others_alone():

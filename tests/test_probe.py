@@ -18,6 +18,7 @@ from gptheory.dit import ATTENTIONS, DiT
 from gptheory.heads import VARIANTS
 from gptheory.maps import lag_profile, off_diagonal_correlation
 from gptheory.metrics import score_error
+from gptheory.polydit import with_polynomial_attention
 from gptheory.precondition import modulated_norm
 from gptheory.process import GaussianProcess
 from gptheory.train import TrainConfig, fit
@@ -58,6 +59,25 @@ for form in FORMS:
     MODELS[f"constructed, {form}"] = partial(constructed, form=form, multiplication_depth=12)
 MODELS["constructed, attention"] = partial(constructed, multiplication="attention")
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+
+
+def test_compiled_networks_are_looked_at_as_they_were_before():
+    torch.compiler.reset()
+    plain, v = network(), sequences()
+    graphs = []
+    wrapped = torch.compile(plain, backend=lambda graph, _: graphs.append(graph) or graph)
+    wrapped(v, T)
+    count = len(graphs)
+    for one, other in zip(probe.record(plain, v, T), probe.record(wrapped, v, T), strict=True):
+        assert torch.equal(one.maps, other.maps)
+    assert len(graphs) == count
+    edits = [probe.Edited(model, probe.only("ee")) for model in (plain, wrapped)]
+    assert torch.equal(*(edited(v, T) for edited in edits))
+    assert torch.equal(*(probe.block_norms(model) for model in (plain, wrapped)))
+    for null in (probe.untrained, probe.permuted_positions):
+        assert type(null(wrapped, seeded(3))) is DiT
+        assert torch.equal(*(null(model, seeded(3))(v, T) for model in (plain, wrapped)))
+    assert torch.equal(*(with_polynomial_attention(m, 6)(v, T) for m in (plain, wrapped)))
 
 
 # ---- recording ------------------------------------------------------------------------------

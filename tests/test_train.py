@@ -14,7 +14,7 @@ import mortal
 import numpy as np
 import pytest
 import torch
-from strategies import process, seeded
+from strategies import DEVICES, process, seeded
 from tolerances import assert_identity, assert_statistical
 
 from gptheory import train as module
@@ -66,6 +66,21 @@ class Standardised(torch.nn.Module):
 
     def forward(self, v, t):
         return self.linear(self.statistics(v.flatten(0, 1))).view_as(v)
+
+
+class Dropping(torch.nn.Module):
+    """A linear score with dropout; ``always`` also where it is evaluated."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.linear, self.always = torch.nn.Linear(2, 2), always
+        with torch.no_grad():
+            self.linear.weight.copy_(-torch.eye(2))
+            self.linear.bias.zero_()
+
+    def forward(self, v, t):
+        active = self.always or self.training
+        return torch.nn.functional.dropout(self.linear(v), 0.3, active)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -292,6 +307,8 @@ def test_killed_run_resumes_bit_for_bit(kill_point, uninterrupted, children, tmp
         lambda: FrameMLP(2, hidden=8, depth=1, generator=seeded(0)).double(),
         lambda: LearnedSteps(LAW, 2, momentum=True, generator=seeded(0)),
         Standardised,
+        Dropping,
+        lambda: Dropping(always=True),
     ],
 )
 @pytest.mark.parametrize("finite", [True, False])
@@ -306,6 +323,138 @@ def test_interrupted_run_resumes_bit_for_bit(build, finite, tmp_path):
     resumed, straight = build(), build()
     results = fit(resumed, data, SHORT, LAW, path), fit(straight, data, SHORT, LAW)
     assert_same_run((resumed, results[0]), (straight, results[1]))
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_draws_of_torchs_own_generator_come_from_the_seed(always):
+    """Whoever has drawn from it before, and nobody after notices."""
+    runs = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        model = Dropping(always)
+        before = torch.get_rng_state()
+        runs.append((model, fit(model, LAW, SHORT)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same_run(*runs)
+    other = Dropping(always)
+    fit(other, LAW, dataclasses.replace(SHORT, seed=1))
+    assert not torch.equal(weights(other), weights(runs[0][0]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_of_a_device_are_kept_in_its_checkpoint(device, tmp_path):
+    path, states = tmp_path / "run.safetensors", []
+    for stop in (True, False):
+        training = Training(Dropping().to(device), LAW, SHORT)
+        if not stop:
+            module.load_checkpoint(path, training)
+        for step in training:
+            if stop and step == 3:
+                module.save_checkpoint(path, training)
+        states.append(training.draws.states)
+    assert set(states[0]) == {"cpu", device}
+    assert all(torch.equal(state, states[1][kind]) for kind, state in states[0].items())
+
+
+def test_every_update_draws_anew_and_nothing_that_the_data_are_made_of():
+    class Drawing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.drawn = torch.nn.Parameter(torch.zeros(1)), []
+
+        def forward(self, v, t):
+            if self.training:
+                self.drawn.append(torch.rand(4).tolist())
+            return self.weight * v
+
+    model = Drawing()
+    fit(model, LAW, SHORT)
+    drawn = torch.tensor(model.drawn).flatten()
+    assert len(drawn.unique()) == 4 * SHORT.steps
+    stream = torch.rand(1000, generator=seeded(SHORT.seed))
+    assert not torch.isin(drawn, stream).any()
+
+
+def test_an_update_that_fails_gives_torchs_generator_back():
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, v, t):
+            torch.rand(3)
+            raise KeyError
+
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError):
+        fit(Broken(), LAW, SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_checkpoints_of_other_versions_are_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(small_dit(), LAW, SHORT, checkpoint=path)
+    arrays, record = load_arrays(path)
+    del record["format"]
+    save_arrays(path, arrays, record)
+    with pytest.raises(ValueError, match=r"another version of gptheory \(format 1, here 2\)"):
+        fit(small_dit(), LAW, SHORT, checkpoint=path)
+
+
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """Compiled by the backend that needs no compiler: the graph is run as it is traced."""
+    torch.compiler.reset()
+    return torch.compile(model, backend="eager")
+
+
+def partly_compiled() -> LatentScore:
+    model = latent_score()
+    model.network = compiled(model.network)
+    return model
+
+
+def latent_score() -> LatentScore:
+    return LatentScore(8, 4, FrameMLP(2, 2, hidden=8, depth=1, generator=seeded(0)), seeded(1))
+
+
+@pytest.mark.parametrize(
+    ("plain", "wrapped"),
+    [(small_dit, lambda: compiled(small_dit())), (latent_score, partly_compiled)],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at its inputs
+def test_compiled_networks_have_the_checkpoints_of_their_own(plain, wrapped, tmp_path):
+    data = torch.randn(9, *((1, 8) if plain is latent_score else (4, 2)), generator=seeded(0))
+    files = tmp_path / "plain", tmp_path / "compiled"
+    for build, path in zip((plain, wrapped), files, strict=True):
+        training = Training(build(), data, SHORT)
+        for step in training:
+            if step == 3:
+                module.save_checkpoint(path, training)
+                break
+    (arrays, record), (others, other) = (load_arrays(path) for path in files)
+    assert record["identity"] == other["identity"]
+    assert arrays.keys() == others.keys()
+    assert all(torch.equal(arrays[name], value) for name, value in others.items())
+    ends = [fit(build(), data, SHORT, checkpoint=path)
+            for build, path in zip((wrapped, plain), files, strict=True)]  # fmt: skip
+    assert torch.equal(*(weights(end.model) for end in ends))
+
+
+def test_a_compiled_network_is_trained_compiled_and_returned_as_it_was(tmp_path):
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    network = small_dit()
+    result = fit(torch.compile(network, backend=count), LAW, SHORT)
+    assert graphs
+    assert type(result.model) is DiT
+    assert_same_run((network, result), (other := small_dit(), fit(other, LAW, SHORT)))
+    network.compile(backend="eager")  # in place: there is no other module
+    assert torch.isfinite(weights(fit(network, LAW, SHORT).model)).all()
 
 
 def test_finished_run_is_not_run_again(tmp_path):

@@ -24,6 +24,7 @@ from .metrics import (
     score_error,
     temporal_covariance,
 )
+from .precision import full_precision
 from .process import GaussianProcess, decaying_process
 from .sample import sample
 from .score import ExactScore, Score
@@ -254,10 +255,11 @@ def assess(score: Score, cell: Cell) -> dict[str, float]:
     if cell.n is not None:
         x = cell.training_set()
         held_out = law.sample(cell.n, cell._generator("held out", "n", "seed"))
-        near, far = (
-            torch.cdist(generated.flatten(1), each.flatten(1)).amin(dim=1).mean()
-            for each in (x, held_out)
-        )
+        with full_precision():
+            near, far = (
+                torch.cdist(generated.flatten(1), each.flatten(1)).amin(dim=1).mean()
+                for each in (x, held_out)
+            )
         numbers["data_covariance"] = relative_error(temporal_covariance(x, law.mean), truth)
         numbers["nearest"] = (near / far).item()
     return numbers

@@ -20,6 +20,7 @@ from .ranges import value_ranges
 from .transformer import ScoreTransformer, StepFeatures
 from .unroll import UnrolledScore
 from .validation import require_count, require_range
+from .wrappers import lasting, on_the_cpu
 
 METHODS = ("gradient-descent", "heavy-ball")
 MULTIPLICATIONS = ("feed-forward", "attention")
@@ -28,6 +29,8 @@ STATIONARY_TOLERANCE = 1e-12
 LEAK_WARNING = 1e-2
 
 
+@lasting
+@on_the_cpu
 def build_score_transformer(
     process: GaussianProcess,
     steps: int,
@@ -129,7 +132,7 @@ def _require_known(heads: str, method: str, form: str, multiplication: str) -> N
 def _stationary_values(reference: UnrolledScore) -> Tensor:
     """γ_0..γ_{J−1} of the band; raises unless it depends on the lag alone."""
     banded = reference.banded
-    index = torch.arange(len(banded))
+    index = torch.arange(len(banded), device=banded.device)
     row = banded[0]
     defect = (banded - row[(index[:, None] - index).abs()]).abs().max().item()
     if defect > STATIONARY_TOLERANCE * row.abs().max().item():
@@ -151,5 +154,5 @@ def _warn_of_leaks(plan: Blueprint) -> None:
         warnings.warn(
             f"multiplication_depth={plan.depth} lets lags leak into each other (up to {leak:.2g} of"
             f" the largest score): use at least {needed}, or form='plain'",
-            stacklevel=3,
+            stacklevel=5,  # past the two decorators
         )

@@ -69,7 +69,7 @@ def stratified_steps(
     Args:
         n: number of steps.
         t_min, t_max: their range.
-        generator: source of randomness; its device is the result's.
+        generator: source of randomness; its device is the result's, without one the CPU.
 
     Returns:
         (n,) in float64, from t_max down to t_min.
@@ -79,7 +79,7 @@ def stratified_steps(
     """
     require_count("n", n)
     require_range(t_min, t_max)
-    device = None if generator is None else generator.device
+    device = "cpu" if generator is None else generator.device
     within = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     uniform = (torch.arange(n, device=device) + within) / n
     low, high = half_log_snr(t_max), half_log_snr(t_min)

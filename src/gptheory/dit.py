@@ -215,7 +215,7 @@ def frame_embedding(kind: str, seq_len: int, size: int) -> Tensor:
                 f" least 4; got {size}"
             )
         ends = (math.log(SHORTEST_PERIOD), math.log(max(4.0 * seq_len, SHORTEST_PERIOD)))
-        periods = torch.linspace(*ends, size // 2).exp()
+        periods = torch.linspace(*ends, size // 2, dtype=torch.float32, device="cpu").exp()
         return torch.cat([time_embedding(seq_len, p.item()).float() for p in periods], dim=1)
     if kind == "circle":
         return time_embedding(seq_len, 2 * seq_len).float()

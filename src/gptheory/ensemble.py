@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.func import functional_call, stack_module_state
 
 from .diffusion import perturb
 from .matching import matching_error, matching_steps
+from .precision import without_autocast
 from .process import GaussianProcess
 from .train import (
     TrainConfig,
@@ -27,6 +28,7 @@ from .train import (
     draw_batch,
     require_fitting,
 )
+from .wrappers import uncompiled
 
 VECTOR = 64  # numbers; the longest vector of a processor, several times
 
@@ -54,6 +56,7 @@ def fit_ensemble(
 
     Args:
         members: networks of one structure, which must not use fused attention, each with its data.
+            What ``torch.compile`` has compiled is trained, and returned, as it was before.
         config: common to all; its seed and its evaluations are not used.
 
     Returns:
@@ -62,8 +65,9 @@ def fit_ensemble(
         disturb the others.
 
     Raises:
-        ValueError: without members, for data that do not fit their model, for models that differ
-            or that have frozen weights.
+        ValueError: without members, for data that do not fit their model, for models that differ,
+            that have frozen weights, or that draw random numbers as dropout does: with whom a
+            network is trained would decide what it draws.
 
     Accuracy: on one thread, with a batch size that is a multiple of 16, a member ends with the same
     weights whoever else is in the ensemble, bit for bit. (The last numbers of a tensor whose size
@@ -74,6 +78,7 @@ def fit_ensemble(
         raise ValueError("an ensemble needs at least one member, got none")
     if len(members) == 1:  # torch drops a dimension of size 1, and sums in another order
         return fit_ensemble([*members, *members], config)[:1]
+    members = [replace(member, model=uncompiled(member.model)) for member in members]
     stack = _Stack([member.model for member in members])
     data = [at_home(member.data, stack.dtype, stack.device) for member in members]
     for member, own in zip(members, data, strict=True):
@@ -88,7 +93,8 @@ def fit_ensemble(
     for step in range(config.steps):
         losses = _losses(stack, data, generators, config)
         stack.weights.grad.zero_()
-        losses.sum().backward()
+        with without_autocast():
+            losses.sum().backward()
         norms = stack.clip(config.clip)
         optimiser.param_groups[0]["lr"] = config.learning_rate_at(step)
         optimiser.step()
@@ -132,7 +138,15 @@ class _Stack:
 
     def __call__(self, v: Tensor, t: Tensor) -> Tensor:
         """(M, batch, N, d) and (M, batch) -> scores (M, batch, N, d)."""
-        return self._all(self.values, self.buffers, v, t)
+        try:
+            return self._all(self.values, self.buffers, v, t)
+        except RuntimeError as error:
+            if "randomness error mode" not in str(error):
+                raise
+            raise ValueError(
+                "the models of an ensemble must not draw random numbers, as dropout does: set its"
+                " p to 0, or train them one by one with gptheory.train.fit"
+            ) from error
 
     def clip(self, largest: float) -> Tensor:
         """Scale the gradient of each network to a norm of at most ``largest``; the norms, (M,)."""

@@ -118,7 +118,7 @@ def exp_polynomial(degree: int, radius: float, kind: str = "minimax") -> ExpPoly
     coefficients += (0.0,) * (degree + 1 - len(coefficients))  # a last coefficient that underflowed
     exact = ExpPolynomial(coefficients, float(radius), 0.0)
     points = _stationary_and_ends(candidate)
-    values = exact(torch.as_tensor(points)).numpy()
+    values = exact(torch.as_tensor(points, device="cpu")).numpy()
     rounding = exact.rounding(torch.float64)
     error = float(np.abs(values * np.exp(-points) - 1).max()) + rounding
     if not error < 1:

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .polyattention import attention_gradient, exact_attention_gradient, poly_attention
+from .precision import full_precision
 from .results import save_result
 from .store import provenance
 
@@ -82,6 +83,7 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
+@full_precision()
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention by its L × M map, the textbook way."""
     return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
@@ -159,7 +161,7 @@ def attention_growth(
 def candidates(settings: Growth, seq_len: int, device: torch.device | str = "cpu") -> dict:
     """What is compared at one length: method -> a function without arguments."""
     q, k, v, target = (x.to(device) for x in uniform_inputs(seq_len, settings.dim, 4))
-    weight = torch.eye(settings.dim, device=device) + v[: settings.dim] / 4
+    weight = torch.eye(settings.dim, dtype=v.dtype, device=device) + v[: settings.dim] / 4
     weight = weight / weight.abs().sum(dim=0).max()  # keeps the entries of A_1 X in [−1, 1]
     scale, degrees = 1 / settings.dim, (settings.degree, settings.gradient_degree)
     methods: dict[str, Callable[[], Tensor]] = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .validation import require_positive
+from .wrappers import on_the_cpu
 
 VARIANTS = ("trapezoid", "shared-knots", "sine")
 WARN_ABOVE, REFUSE_ABOVE = 1e-3, 5e-2  # resolution of the dtype relative to the smallest gap
@@ -51,6 +52,7 @@ class LagFunction:
         return self.weights[self.knots.argsort()].cumsum(0).abs().max().item()
 
 
+@on_the_cpu
 def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.0) -> LagFunction:
     r"""A function that equals ``values[m]`` at lag m < J, and 0 at longer lags.
 
@@ -96,6 +98,7 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
     return LagFunction(_rotation(), places, slopes.diff(), tuple(signed))
 
 
+@on_the_cpu
 def same_frame(variant: str, period: float, radius: float = 1.0) -> LagFunction:
     """1 at lag 0, else 0, flat for a third of the gap around lag 0: 2 heads (4 for the sine)."""
     if variant == "sine":
@@ -110,6 +113,7 @@ def same_frame(variant: str, period: float, radius: float = 1.0) -> LagFunction:
     return LagFunction(torch.eye(2).double(), knots, weights, ("rise", "top"))
 
 
+@on_the_cpu
 def cosines(lags: int, period: float, radius: float) -> tuple[Tensor, Tensor]:
     r""":math:`x_m = r^2\cos(2\pi m/C)` and the gaps :math:`x_m - x_{m+1}`, m = 0..lags−1.
 

@@ -211,7 +211,7 @@ def gram(
         ValueError: for a sequence length below 1 or a kernel that is not finite.
     """
     require_count("seq_len", seq_len)
-    values = kernel(torch.arange(seq_len, dtype=torch.float64))
+    values = kernel(torch.arange(seq_len, dtype=torch.float64, device="cpu"))
     require_finite("the kernel's values", values)
     return toeplitz(values).to(dtype)
 
@@ -298,7 +298,7 @@ def time_embedding(seq_len: int, period: float, radius: float = 1.0) -> Tensor:
     require_count("seq_len", seq_len)
     require_positive("period", period)
     require_positive("radius", radius)
-    angle = 2 * math.pi * torch.arange(1, seq_len + 1, dtype=torch.float64) / period
+    angle = 2 * math.pi * torch.arange(1, seq_len + 1, dtype=torch.float64, device="cpu") / period
     return radius * torch.stack([angle.sin(), angle.cos()], dim=1)
 
 
@@ -346,7 +346,7 @@ def random_covariance(
     require_positive("low", low)
     if not low <= high < math.inf:
         raise ValueError(f"expected low <= high < inf, got low={low!r}, high={high!r}")
-    device = None if generator is None else generator.device
+    device = "cpu" if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     eigenvalues = low + (high - low) * torch.rand(dim, **draw)
     eigenvalues[0], eigenvalues[-1] = low, high
@@ -356,12 +356,13 @@ def random_covariance(
 
 
 def _floating(lag: Tensor | float) -> Tensor:
-    lag = torch.as_tensor(lag, dtype=None if isinstance(lag, Tensor) else torch.float64)
+    if not isinstance(lag, Tensor):
+        return torch.as_tensor(lag, dtype=torch.float64, device="cpu")
     return lag if lag.is_floating_point() else lag.double()
 
 
 def _lags(seq_len: int) -> Tensor:
-    index = torch.arange(seq_len)
+    index = torch.arange(seq_len, device="cpu")
     return (index[:, None] - index[None, :]).abs()
 
 

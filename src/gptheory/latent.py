@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .diffusion import alpha, floating_step, levels, normal_like
 from .mixture import GaussianMixture
+from .precision import full_precision
 from .precondition import ScoreNetwork
 from .process import GaussianProcess
 from .score import ExactScore, Score
@@ -29,6 +30,7 @@ from .validation import (
     require_sequences,
     require_step,
 )
+from .wrappers import lasting
 
 ORTHONORMAL_TOLERANCE = 1e-5
 # Size of an entry of the encoder's weights. Their scale changes nothing but how far a step of
@@ -61,10 +63,11 @@ class SubspaceData:
 
     seq_len = 1
 
+    @lasting
     def __init__(
         self, basis: Tensor, latent: GaussianProcess | GaussianMixture, noise: float = 0.0
     ) -> None:
-        self.basis = require_orthonormal("basis", basis)
+        self.basis = require_orthonormal("basis", basis).clone()
         self.dim, self.latent_dim = basis.shape
         if latent.seq_len * latent.dim != self.latent_dim:
             raise ValueError(
@@ -88,11 +91,13 @@ class SubspaceData:
             x = x + self.noise * normal_like(x, generator)
         return x
 
+    @full_precision()
     def encode(self, v: Tensor) -> Tensor:
         """Bᵀv as latent sequences: (batch, 1, D) -> (batch, L, d)."""
         require_sequences("v", v, 1, self.dim)
         return (v @ self.basis.to(v)).view(len(v), self.latent.seq_len, self.latent.dim)
 
+    @full_precision()
     def decode(self, h: Tensor) -> Tensor:
         """Bh: latent sequences (batch, L, d) -> (batch, 1, D)."""
         require_sequences("h", h, self.latent.seq_len, self.latent.dim)
@@ -274,7 +279,7 @@ def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator |
         ValueError: unless 1 <= d_0 <= D.
     """
     require_sizes(ambient_dim, latent_dim)
-    device = None if generator is None else generator.device
+    device = "cpu" if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     free = torch.randn(ambient_dim, latent_dim, **draw)
     return orthonormal(free)
@@ -365,7 +370,12 @@ def require_orthonormal(name: str, basis: Tensor) -> Tensor:
     require_sizes(*basis.shape)
     require_finite(name, basis)
     basis = basis.detach().double()
-    defect = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max().item()
+    defect = (
+        (basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device))
+        .abs()
+        .max()
+        .item()
+    )
     if defect > ORTHONORMAL_TOLERANCE:
         raise ValueError(
             f"the columns of {name} must be orthonormal, got BᵀB off the identity by {defect:.3g};"

@@ -29,6 +29,7 @@ from .latent import (
 )
 from .latent_metrics import STEPS, orthogonal_energy, sliced_distance, support_errors
 from .mixture import GaussianMixture, random_mixture
+from .precision import full_precision
 from .process import GaussianProcess, decaying_process
 from .results import save_result
 from .sample import sample
@@ -241,8 +242,9 @@ def _latent_distances(
 def _recovery(
     encoder: torch.Tensor, cell: LatentCell, data: SubspaceData, generator: torch.Generator
 ) -> dict[str, float]:
-    order = torch.randperm(cell.ambient_dim, generator=generator)
-    gram = encoder.T @ encoder
+    order = torch.randperm(cell.ambient_dim, generator=generator, device="cpu")
+    with full_precision():
+        gram = encoder.T @ encoder
     numbers = {
         "subspace": subspace_error(encoder, data.basis),
         "control": subspace_error(encoder, data.basis[order]),

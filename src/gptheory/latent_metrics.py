@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .diffusion import half_log_snr, perturb, sigma, stratified_steps
 from .latent import SubspaceData
+from .precision import full_precision
 from .score import Score
 from .validation import require_count, require_positive, require_sequences
 
@@ -91,6 +92,7 @@ def orthogonal_energy(x: Tensor, data: SubspaceData) -> float:
     return off.square().sum().item() / (len(x) * (data.dim - data.latent_dim))
 
 
+@full_precision()
 def sliced_distance(
     x: Tensor, y: Tensor, directions: int = 128, generator: torch.Generator | None = None
 ) -> float:
@@ -118,7 +120,8 @@ def sliced_distance(
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     device = x.device if generator is None else generator.device
     size = x[0].numel()
-    normal = torch.randn(size, directions, generator=generator, device=device)
+    draw = {"generator": generator, "dtype": torch.float32, "device": device}
+    normal = torch.randn(size, directions, **draw)
     u = (normal / normal.norm(dim=0)).to(x)
     a, b = ((each.flatten(1) @ u).sort(dim=0).values for each in (x, y.to(x)))
     return math.sqrt((a - b).square().mean().item())

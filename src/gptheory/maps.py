@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import alpha, sigma
+from .precision import full_precision
 from .process import GaussianProcess
 from .score import Score, denoise
 from .validation import require_positive, require_sequences
@@ -18,6 +19,7 @@ from .validation import require_positive, require_sequences
 JACOBIAN_TOKENS = 2**17  # frames that go through a network at a time
 
 
+@full_precision()
 def denoising_operator(covariance: Tensor, t: float) -> Tensor:
     r"""The mixing of frames that denoises,
     :math:`W_t = \Gamma(\alpha_t^2\Gamma + \sigma_t^2 I)^{-1}`.
@@ -38,10 +40,13 @@ def denoising_operator(covariance: Tensor, t: float) -> Tensor:
     require_positive("the diffusion step t", t)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"expected a square covariance, got shape {tuple(covariance.shape)}")
-    noise = sigma(t) ** 2 * torch.eye(len(covariance)).to(covariance)
+    noise = sigma(t) ** 2 * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
     return torch.linalg.solve(alpha(t) ** 2 * covariance + noise, covariance)  # the two commute
 
 
+@full_precision()
 def off_diagonal_correlation(maps: Tensor, target: Tensor) -> Tensor:
     """Correlation of the entries off the diagonal of maps (…, N, N) with those of a target (N, N).
 
@@ -54,6 +59,7 @@ def off_diagonal_correlation(maps: Tensor, target: Tensor) -> Tensor:
     return a @ b
 
 
+@full_precision()
 def explained(target: Tensor, maps: Tensor, diagonal: bool = True) -> float:
     r"""R² of a matrix on the maps of several heads: :math:`W \approx c_0 + \sum_h c_h A_h`.
 
@@ -121,15 +127,17 @@ def denoiser_jacobian(score: Score, v: Tensor, t: float) -> Tensor:
         ValueError: for a wrong shape or step.
     """
     require_sequences("v", v)
-    units = torch.eye(v[0].numel()).to(v).unflatten(1, v.shape[1:])
-    jacobians = torch.empty(len(v), len(units), len(units)).to(v)
+    size = v[0].numel()
+    units = torch.eye(size, dtype=v.dtype, device=v.device).unflatten(1, v.shape[1:])
+    jacobians = v.new_empty(len(v), size, size)
     for point, jacobian in zip(v.detach(), jacobians, strict=True):
         rows = jacobian.split(max(1, JACOBIAN_TOKENS // v.shape[1]))
         for some, out in zip(units.split(len(rows[0])), rows, strict=True):
             at = point.expand_as(some).clone().requires_grad_()  # one copy for each row
             with torch.enable_grad():
                 clean = denoise(score, at, t)
-            out.copy_(torch.autograd.grad(clean, at, some)[0].flatten(1))
+            with full_precision():
+                out.copy_(torch.autograd.grad(clean, at, some)[0].flatten(1))
     return jacobians
 
 

@@ -95,7 +95,7 @@ def matching_steps(
     require_range(t_min, t_max)
     if law == "logsnr":
         return stratified_steps(n, t_min, t_max, generator)
-    device = None if generator is None else generator.device
+    device = "cpu" if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     if law == "uniform":
         strata = (torch.arange(n, device=device) + torch.rand(n, **draw)) / n

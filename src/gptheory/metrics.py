@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .diffusion import alpha, half_log_snr, perturb, sigma, stratified_steps
 from .gaussians import gaussian_kl, gaussian_tv_bounds, gaussian_w2
+from .precision import full_precision
 from .process import GaussianProcess
 from .sample import sample, step_grid, trajectory
 from .score import ExactScore, Score
@@ -244,7 +245,7 @@ def propagated_spectrum(
     impulses = steps + 1 if method == "sde" else 1  # row 0: initial draw, row k + 1: step k
 
     def impulse(step: int) -> Tensor:
-        unit = torch.zeros(impulses, len(temporal), len(spatial)).to(temporal)
+        unit = temporal.new_zeros(impulses, len(temporal), len(spatial))
         unit[step + 1] = 1
         return unit
 
@@ -361,6 +362,7 @@ def coupled_ode_error(
     return relative_error(*results)
 
 
+@full_precision()
 def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum of outer products of ``columns(frames)``, in float64 across chunks of x."""
     require_sequences("x", x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import levels
+from .precision import full_precision
 from .process import PSD_TOLERANCE
 from .spectra import symmetric_root
 from .validation import (
@@ -18,6 +19,7 @@ from .validation import (
     require_step,
     require_symmetric,
 )
+from .wrappers import lasting
 
 
 class GaussianMixture:
@@ -42,12 +44,13 @@ class GaussianMixture:
     Accuracy of the score: factorised in float64, then cast to the dtype of the input.
     """
 
+    @lasting
     def __init__(self, means: Tensor, covariance: Tensor, weights: Tensor | None = None) -> None:
         require_sequences("means", means)
         require_count("the number of means", len(means))
         require_finite("means", means)
         count, self.seq_len, self.dim = means.shape
-        self.means = means.double().flatten(1)
+        self.means = means.double().flatten(1).clone()
         size = self.means.shape[1]
         covariances = covariance.expand(count, -1, -1) if covariance.ndim == 2 else covariance
         if covariances.shape != (count, size, size):
@@ -100,6 +103,7 @@ class GaussianMixture:
         flat = self.means[which] + torch.einsum("nij,nj->ni", roots[which], noise)
         return flat.unflatten(1, (self.seq_len, self.dim)).to(dtype)
 
+    @full_precision()
     def score(self, v: Tensor, t: float | Tensor) -> Tensor:
         r"""Exact score of :math:`v_t = \alpha_t h + \sigma_t z`,
 
@@ -157,16 +161,16 @@ def random_mixture(
     if not 0 < spread < 1:
         raise ValueError(f"spread must lie in (0, 1), got {spread!r}")
     size = seq_len * dim
-    device = None if generator is None else generator.device
+    device = "cpu" if generator is None else generator.device
     draw = {"generator": generator, "dtype": torch.float64, "device": device}
     means = torch.randn(components, size, **draw)
     means = means / means.norm(dim=1, keepdim=True) * math.sqrt((1 - spread) * size)
-    covariance = spread * torch.eye(size).to(means)
+    covariance = spread * torch.eye(size, dtype=means.dtype, device=means.device)
     return GaussianMixture(means.view(components, seq_len, dim), covariance)
 
 
 def _normalised(weights: Tensor | None, count: int, like: Tensor) -> Tensor:
-    weights = torch.ones(count) if weights is None else weights
+    weights = like.new_ones(count) if weights is None else weights
     if weights.shape != (count,) or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
         raise ValueError(f"weights must be {count} numbers >= 0, not all zero, got {weights}")
     return weights.to(like) / weights.to(like).sum()

@@ -16,14 +16,16 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import combinations_with_replacement
+from itertools import accumulate, combinations_with_replacement
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .exppoly import ExpPolynomial, degree_for, exp_polynomial, rank_exponent
+from .precision import full_precision
 from .validation import require_count, require_positive
+from .wrappers import lasting
 
 __all__ = [
     "ExpPolynomial",
@@ -50,6 +52,7 @@ class DenseIsCheaperWarning(UserWarning):
     """The rank exceeds the number of keys, so that the L × L map is smaller."""
 
 
+@full_precision()
 def poly_attention(
     q: Tensor,
     k: Tensor,
@@ -94,7 +97,8 @@ def poly_attention(
         BeyondRangeWarning: if asked for.
 
     Accuracy: within ``exp_polynomial(...).error_bound`` × the largest \|v\| of softmax attention;
-    on top of it rounding, of order :math:`u\,e^{2R}`.
+    on top of it rounding, of order :math:`u\,e^{2R}`. Both hold in every context, also under
+    autocast and with a lower precision of products (see :mod:`gptheory.precision`).
     """
     _require_attention(q, k, v)
     scale = 1 / q.shape[-1] if scale is None else float(scale)
@@ -106,7 +110,7 @@ def poly_attention(
             f"the rank {len(weights)} of dimension {q.shape[-1]} and degree {degree} exceeds the"
             f" {k.shape[-2]} keys: dense attention is cheaper",
             DenseIsCheaperWarning,
-            stacklevel=2,
+            stacklevel=3,  # past the guard
         )
     state = 0.0
     for keys, values in zip(k.split(chunk, -2), v.split(chunk, -2), strict=True):
@@ -140,12 +144,13 @@ def monomials(x: Tensor, degree: int) -> Tensor:
     levels, starts = [level], [0] * rows.shape[-2]
     for _ in range(degree):
         parts = [rows[..., a, None, :] * level[..., s:, :] for a, s in enumerate(starts)]
-        ends = torch.tensor([part.shape[-2] for part in parts]).cumsum(0).tolist()
-        level, starts = torch.cat(parts, dim=-2), [0, *ends[:-1]]
+        ends = accumulate(part.shape[-2] for part in parts)
+        level, starts = torch.cat(parts, dim=-2), [0, *ends][:-1]
         levels.append(level)
     return torch.cat(levels, dim=-2)
 
 
+@full_precision()
 def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     r"""A bound on all logits, :math:`|\lambda| \max_i \|q_i\| \max_j \|k_j\|`, in one pass.
 
@@ -164,6 +169,7 @@ def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     return product * (1 + 4 * q.shape[-1] * torch.finfo(q.dtype).eps)  # the norms are rounded
 
 
+@full_precision()
 def attention_gradient(
     left: Tensor,
     right: Tensor,
@@ -224,6 +230,7 @@ def attention_gradient(
     return scale * left.T @ (p1 - rho * keys)
 
 
+@full_precision()
 def exact_attention_gradient(
     left: Tensor,
     right: Tensor,
@@ -267,10 +274,11 @@ def _weights(dim: int, polynomial: ExpPolynomial, scale: float) -> Tensor:
     """w_α in the order of :func:`monomials`, (r,) float64."""
     degrees, counts = _multinomials(dim, polynomial.degree)
     factors = [c * scale**m for m, c in enumerate(polynomial.coefficients)]
-    return torch.tensor(factors, dtype=torch.float64)[degrees] * counts
+    return torch.tensor(factors, dtype=torch.float64, device="cpu")[degrees] * counts
 
 
 @lru_cache(maxsize=32)
+@lasting
 def _multinomials(dim: int, degree: int) -> tuple[Tensor, Tensor]:
     """Of every α: its degree m, and m!/α!, the number of ways to order its factors."""
     alphas = [a for m in range(degree + 1) for a in combinations_with_replacement(range(dim), m)]
@@ -278,8 +286,8 @@ def _multinomials(dim: int, degree: int) -> tuple[Tensor, Tensor]:
         math.factorial(len(a)) // math.prod(math.factorial(a.count(i)) for i in set(a))
         for a in alphas
     ]
-    degrees = torch.tensor([len(a) for a in alphas])
-    return degrees, torch.tensor(counts, dtype=torch.float64)
+    degrees = torch.tensor([len(a) for a in alphas], device="cpu")
+    return degrees, torch.tensor(counts, dtype=torch.float64, device="cpu")
 
 
 def _certified(
@@ -308,7 +316,7 @@ def _certified(
         )
         if beyond == "raise":
             raise ValueError(f'{message}; beyond="warn" goes on without a guarantee')
-        warnings.warn(message, BeyondRangeWarning, stacklevel=3)
+        warnings.warn(message, BeyondRangeWarning, stacklevel=4)
     return polynomial
 
 

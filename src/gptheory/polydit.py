@@ -37,6 +37,7 @@ from .score import ExactScore, Score
 from .store import provenance
 from .train import TrainConfig
 from .validation import require_count
+from .wrappers import uncompiled
 
 SMALLEST_RADIUS = 1e-3  # of logits that are all zero
 MARGIN = 1 + 1e-5  # logits are rounded
@@ -100,7 +101,7 @@ def with_polynomial_attention(network: DiT, degree: int, radius: float | None = 
     Returns:
         The copy, a score (v, t) like the network; it refuses what its polynomials refuse.
     """
-    swapped = copy.deepcopy(network)
+    swapped = copy.deepcopy(uncompiled(network))
     for block in swapped.blocks:
         block.attention = PolynomialAttention(block.attention, degree, radius)
     return swapped

@@ -33,7 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from .dit import DiT
+from .precision import full_precision
 from .transformer import ScoreTransformer
+from .wrappers import uncompiled
 
 BLOCKS = ("xx", "xe", "ex", "ee")  # what the query reads, what the key reads
 SPLITS = ("coordinate", "batch")
@@ -101,7 +103,8 @@ def record(
     """Evaluate a transformer and keep what its attention layers see.
 
     Args:
-        model: a DiT or a constructed transformer; its output and its speed are not changed.
+        model: a DiT or a constructed transformer; its output and its speed are not changed. One
+            that is compiled is evaluated as it was before, for a compiled graph has no layers.
         v, t: what it is called with.
         layers: which, counted from 0; all by default.
 
@@ -112,6 +115,7 @@ def record(
     Raises:
         ValueError: for a model without attention, or a layer that it does not have.
     """
+    model = uncompiled(model)
     content, seen = content_coordinates(model), []
 
     def keep(index: int, layer: nn.Module, inputs: Tensor) -> None:
@@ -128,6 +132,7 @@ def content_coordinates(model: Transformer) -> Tensor:
     Raises:
         ValueError: for a model that is no transformer.
     """
+    model = uncompiled(model)
     attention_layers(model)
     if isinstance(model, DiT):
         return torch.arange(model.config["hidden"], device=model.embedding.device) < model.lift_dim
@@ -143,6 +148,7 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: for a model that has none.
     """
+    model = uncompiled(model)
     if not isinstance(model, Transformer):
         raise ValueError(f"a {type(model).__name__} has no attention to look at; give a DiT")
     return [block.attention for block in model.blocks]
@@ -160,10 +166,11 @@ def require_positions(content: Tensor) -> None:
 # ---- queries and keys -------------------------------------------------------------------------
 
 
+@full_precision()
 def query_key_products(layer: nn.Module) -> Tensor:
     r"""The bilinear form of each head, :math:`Q_h^\top K_h`, (heads, width, width)."""
     weight = next(layer.parameters())  # (…, width)
-    units = torch.eye(weight.shape[-1]).to(weight)[None]
+    units = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
     ends = zip(*(layer.query_key_value(y)[:2] for y in (units, 0 * units)), strict=True)
     query, key = (of_units - bias for of_units, bias in ends)
     return (query @ key.transpose(-1, -2))[0].detach()
@@ -274,6 +281,7 @@ class Edited:
     """
 
     def __init__(self, model: Transformer, edit: Edit, layers: Sequence[int] | None = None) -> None:
+        model = uncompiled(model)
         self.model, self.edit = model, edit
         self.layers, self._content = _chosen(model, layers), content_coordinates(model)
 
@@ -328,6 +336,7 @@ def _chosen(model: Transformer, layers: Sequence[int] | None) -> set[int]:
 
 def untrained(model: DiT, generator: torch.Generator | None = None) -> DiT:
     """A network like this one, as it is before training, with the same embeddings of frames."""
+    model = uncompiled(model)
     fresh = type(model)(**model.config, generator=generator).to(model.embedding)
     with torch.no_grad():
         fresh.embedding.copy_(model.embedding)
@@ -340,6 +349,7 @@ def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> 
     Raises:
         ValueError: for a network without embeddings.
     """
+    model = uncompiled(model)
     require_positions(content_coordinates(model))
     permuted = copy.deepcopy(model)
     device = None if generator is None else generator.device
@@ -352,6 +362,7 @@ def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> 
 # ---- heads that were built --------------------------------------------------------------------
 
 
+@full_precision()
 def contributions(seen: Seen, read: slice, write: slice, queried: slice | None = None) -> Tensor:
     r"""What the heads of a constructed layer move from one subspace to another, frame to frame.
 

@@ -158,7 +158,8 @@ def training_data(null: str, data: Data, device: torch.device | str) -> Gaussian
 
 def shuffled_frames(x: Tensor, generator: torch.Generator) -> Tensor:
     """Sequences (n, N, d) with their frames in random order, another one for each."""
-    keys = torch.rand(x.shape[:2], generator=generator, device=generator.device)
+    draw = {"generator": generator, "dtype": torch.float32, "device": generator.device}
+    keys = torch.rand(x.shape[:2], **draw)
     return x.take_along_dim(keys.argsort(dim=1).to(x.device)[:, :, None], dim=1)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernels import PowerExponential, gram, toeplitz
+from .precision import full_precision
 from .spectra import symmetric_root
 from .validation import (
     NotPSDError,
@@ -24,6 +25,7 @@ from .validation import (
     require_sequences,
     require_symmetric,
 )
+from .wrappers import lasting
 
 PSD_TOLERANCE = 1e-10  # eigenvalues below -tolerance * largest are refused, tinier ones are clipped
 SINGULAR_TOLERANCE = 1e-14  # a density needs eigenvalues above this, relative to the largest
@@ -64,6 +66,7 @@ class GaussianProcess:
     Accuracy: factorised in float64; tensors of another dtype or device are cast on the way.
     """
 
+    @lasting
     def __init__(
         self,
         temporal: Tensor | Callable[[Tensor], Tensor],
@@ -117,15 +120,18 @@ class GaussianProcess:
         return torch.kron(self.gram(), self.spatial)
 
     @cached_property
+    @lasting
     def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
         return _spectrum(f"temporal covariance {self._temporal_name()}", self.gram())
 
     @cached_property
+    @lasting
     def spatial_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,), ascending and clipped at 0, and eigenvectors (d, d) of Σ, float64."""
         return _spectrum("spatial covariance", self.spatial)
 
+    @full_precision()
     def sample(
         self,
         n: int,
@@ -194,8 +200,8 @@ class GaussianProcess:
 
     def _frame_means(self, mean: Tensor | None) -> Tensor:
         if mean is None:
-            return torch.zeros(self.seq_len, self.dim).to(self.spatial)
-        mean = torch.as_tensor(mean).to(self.spatial)
+            return self.spatial.new_zeros(self.seq_len, self.dim)
+        mean = torch.as_tensor(mean, device=self.spatial.device).to(self.spatial)
         expected = (self.seq_len, self.dim)
         if mean.shape not in ((self.dim,), expected):
             raise ValueError(
@@ -205,6 +211,7 @@ class GaussianProcess:
         return mean.expand(expected).clone()
 
     @cached_property
+    @lasting
     def _kernel_gram(self) -> Tensor:
         return gram(self._kernel, self.seq_len).to(self.spatial)
 
@@ -234,11 +241,12 @@ class GaussianProcess:
             yield rows, noise.T.reshape(self.seq_len, -1, self.dim)
 
     @cached_property
+    @lasting
     def _circulant_amplitude(self) -> Tensor:
         """√(eigenvalue / M) of the smallest power-of-two circulant that is a covariance."""
         half = 2 ** math.ceil(math.log2(max(self.seq_len - 1, 1)))
         for _ in range(int(math.log2(EMBEDDING_GROWTH)) + 1):
-            values = self._kernel(torch.arange(half + 1, dtype=torch.float64))
+            values = self._kernel(torch.arange(half + 1, dtype=torch.float64, device="cpu"))
             require_finite("the kernel's values", values)
             eigenvalues = torch.fft.hfft(torch.complex(values, torch.zeros_like(values)))
             if eigenvalues.min() > -EMBEDDING_TOLERANCE * eigenvalues.max():
@@ -277,7 +285,7 @@ def decaying_process(
     require_count("dim", dim)
     if not -1 < correlation < 1:
         raise ValueError(f"correlation must lie in (-1, 1), got {correlation!r}")
-    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64))
+    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64, device="cpu"))
     return GaussianProcess(gram(PowerExponential(lengthscale, exponent), seq_len), spatial)
 
 

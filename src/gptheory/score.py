@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .diffusion import levels
+from .precision import full_precision
 from .process import GaussianProcess
 from .validation import require_sequences, require_step
+from .wrappers import lasting
 
 Score = Callable[[Tensor, "float | Tensor"], Tensor]
 
@@ -28,13 +30,15 @@ class ExactScore:
         process: the law of the clean sequences.
 
     Accuracy: the factorisation is float64, then cast to the input's dtype: about 1e-13 relative in
-    float64 for σ_t² ≥ 1e-4, and 1e-5 in float32.
+    float64 for σ_t² ≥ 1e-4, and 1e-5 in float32, also under autocast and with a lower precision of
+    products (see :mod:`gptheory.precision`, also for gradients).
     """
 
     def __init__(self, process: GaussianProcess) -> None:
         self.process = process
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
+    @full_precision()
     def __call__(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the score.
 
@@ -60,11 +64,15 @@ class ExactScore:
     def _factors(self, v: Tensor) -> tuple[Tensor, ...]:
         key = (v.dtype, v.device)
         if key not in self._cast:
-            process = self.process
-            (temporal, u), (spatial, w) = process.temporal_spectrum, process.spatial_spectrum
-            variances = torch.outer(temporal, spatial)[:, None]  # (N, 1, d)
-            self._cast[key] = tuple(f.to(v) for f in (u, w, variances, process.mean[:, None]))
+            self._cast[key] = self._cast_to(*key)
         return self._cast[key]
+
+    @lasting
+    def _cast_to(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        process = self.process
+        (temporal, u), (spatial, w) = process.temporal_spectrum, process.spatial_spectrum
+        variances = torch.outer(temporal, spatial)[:, None]  # (N, 1, d)
+        return tuple(f.to(device, dtype) for f in (u, w, variances, process.mean[:, None]))
 
 
 def denoise(score: Score, v: Tensor, t: float | Tensor) -> Tensor:
@@ -97,6 +105,7 @@ def frames_first(level: float | Tensor) -> float | Tensor:
     return level.transpose(0, 1) if isinstance(level, Tensor) and level.ndim else level
 
 
+@full_precision()
 def along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
     """Apply an (N, N) matrix to (N, batch, d) as one large product."""
     return (matrix @ frames.flatten(1)).view_as(frames)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .diffusion import levels
 from .kernels import toeplitz
+from .precision import full_precision
 from .precondition import Clock, weights_from, zero_init
 from .process import GaussianProcess
 from .score import ExactScore, along_frames, frames_first
@@ -49,7 +50,7 @@ class WienerScore:
         mean = flat.mean(dim=0)
         centred = flat - mean
         # one long sequence of N·d frames with one coordinate each
-        one = torch.ones(1, 1).to(flat)
+        one = flat.new_ones(1, 1)
         covariance = centred.T @ centred / len(x)
         self._exact = ExactScore(GaussianProcess(covariance, one, mean[:, None]))
         self.seq_len, self.dim = x.shape[1:]
@@ -97,7 +98,9 @@ def kronecker_mle(x: Tensor) -> GaussianProcess:
     mean, flat = _centred(flat, 0)
     _require_full_rank("frames", flat.transpose(1, 2))
     _require_full_rank("coordinates", flat)
-    temporal, spatial = torch.eye(seq_len).to(flat), torch.eye(dim).to(flat)
+    temporal, spatial = (
+        torch.eye(size, dtype=flat.dtype, device=flat.device) for size in (seq_len, dim)
+    )
     for _ in range(FLIP_FLOPS):
         before = temporal
         temporal = _whitened_moment(flat, spatial)
@@ -246,13 +249,15 @@ class LearnedSteps(nn.Module):
         for step_size, beta in self.coefficients(t):
             step_size, beta = (as_level(c, v) for c in (step_size, beta))
             q, before = q - step_size * (eigenvalues * q - 1) + beta * (q - before), q
-        rotated = along_frames(u.T, residual @ w) * q
-        return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
+        with full_precision():  # the clock obeys the caller, the law does not
+            rotated = along_frames(u.T, residual @ w) * q
+            return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
 
     def coefficients(self, t: float | Tensor) -> list[tuple[Tensor, Tensor]]:
         r""":math:`(\eta_k(t), \beta_k(t))`, k = 0..K−1, each of shape (batch or 1,)."""
         steps = self.base.steps
-        t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64).reshape(-1)
+        t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
+        t = t.reshape(-1)
         low, high = self.base.extremes(t)
         values = self.readout(self.clock(t))  # (batch, K or 2K)
         sizes = values[:, :steps].exp() * (2 / (low + high)).to(values)[:, None]
@@ -328,13 +333,19 @@ class LearnedCovariance(nn.Module):
         """
         require_sequences("v", v, self.seq_len, self.dim)
         require_step(t)
+        steps = (
+            t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=v.device)
+        )
+        clock = self.clock(steps.to(v.device).reshape(-1))
+        sizes, momenta = self.readout(clock).to(v).chunk(2, dim=1)
+        return self._iterate(v, t, sizes, momenta)
+
+    @full_precision()  # the clock obeys the caller, the iteration does not
+    def _iterate(self, v: Tensor, t: float | Tensor, sizes: Tensor, momenta: Tensor) -> Tensor:
         signal, noise = (frames_first(level) for level in levels(t, v))
         temporal, spatial = self.temporal().to(v), self.spatial().to(v)
         scale = signal**2 * temporal.norm() * spatial.norm() + 2 * noise**2
         residual = v.transpose(0, 1) - signal * self.mean.to(v)  # (N, batch, d)
-        if not isinstance(t, Tensor):
-            t = torch.full((1,), t, dtype=torch.float64)
-        sizes, momenta = self.readout(self.clock(t.to(v.device).reshape(-1))).to(v).chunk(2, dim=1)
         s = before = torch.zeros_like(residual)
         for size, momentum in zip(sizes.T, momenta.T, strict=True):  # (batch or 1,) each
             product = along_frames(temporal, s @ spatial)
@@ -343,6 +354,7 @@ class LearnedCovariance(nn.Module):
             s, before = s - step + momentum.sigmoid().reshape(1, -1, 1) * (s - before), s
         return s.transpose(0, 1)
 
+    @full_precision()
     def temporal(self) -> Tensor:
         r""":math:`\hat\Gamma`, (N, N)."""
         if not self.stationary:
@@ -355,6 +367,7 @@ class LearnedCovariance(nn.Module):
         # number the columns of such a product, and MKL's order of summation depends on it
         return toeplitz((waves.to(self.spectrum) * self.spectrum.softmax(dim=0)).sum(dim=1))
 
+    @full_precision()
     def spatial(self) -> Tensor:
         r""":math:`\hat\Sigma`, (d, d)."""
         return self.spatial_root @ self.spatial_root.T

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from .matching import TIMES, WEIGHTS, matching_loss, matching_steps
 from .metrics import score_error
+from .precision import without_autocast
 from .process import GaussianProcess
 from .progress import progress
+from .randomness import TorchDraws
 from .store import DamagedFileError, digest, load_arrays, provenance, save_arrays, to_json
 from .validation import (
     require_count,
@@ -33,8 +35,10 @@ from .validation import (
     require_range,
     require_sequences,
 )
+from .wrappers import plain_name, uncompiled
 
 EVALUATION_SEED = 2**31 - 1  # every evaluation of every run draws the same sequences
+FORMAT = 2  # of checkpoints; 1 had no state of torch's own generators
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class TrainConfig:
         t_min, t_max: range of diffusion steps.
         times: law of t, see :func:`gptheory.matching.matching_steps`.
         weight: w(t), see :func:`gptheory.matching.matching_loss`.
-        seed: of the data, the steps and the noise (the first weights are the model's affair).
+        seed: of the data, the steps, the noise, and of what the model draws from torch's own
+            generators, as dropout does (the first weights are the model's affair).
         log_every: steps from one row of the history to the next.
         evaluate_every: steps between evaluations of the exact score error, 0 for one at the end.
         evaluate_at: diffusion steps of the evaluations.
@@ -140,7 +145,7 @@ class Training:
     """The state of a run: iterate over it to train, save it, restore it.
 
     Args:
-        model: any module called as (v, t) that returns a score; trained in place.
+        model: any module called as (v, t) that returns a score, compiled or not; trained in place.
         data: sequences (n, N, d) drawn from with replacement, or a process that supplies fresh
             ones.
         config: see :class:`TrainConfig`.
@@ -148,7 +153,7 @@ class Training:
             a process.
 
     Attributes:
-        model, average: the network as trained, and with averaged weights.
+        model, average: the network as trained, and with averaged weights (never compiled).
         step: updates done.
 
     Raises:
@@ -173,12 +178,13 @@ class Training:
         self.process = None if process is None else at_home(process, self.dtype, self.device)
         require_fitting(model, self.data)
         self.model, self.config = model, config
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.average = copy.deepcopy(uncompiled(model)).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             trainable, config.learning_rate, config.betas, weight_decay=config.weight_decay,
             fused=True,
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(int(config.seed))  # or numpy's
+        self.draws = TorchDraws(int(config.seed), self.device)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
@@ -264,13 +270,16 @@ class Training:
         config = self.config
         x = draw_batch(self.data, config.batch_size, self.generator, self.dtype)
         t = matching_steps(len(x), config.times, config.t_min, config.t_max, self.generator)
-        loss = matching_loss(self.model, x, t, self.generator, config.weight)
         self.optimiser.zero_grad()
-        loss.backward()
+        with self.draws:  # backward() too: what is computed again there must draw the same
+            loss = matching_loss(self.model, x, t, self.generator, config.weight)
+            with without_autocast():
+                loss.backward()
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
+        torch.clear_autocast_cache()  # of weights as they were before
         decay = config.ema_decay_at(self.step)
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -292,9 +301,10 @@ class Training:
             return
         for t in self.config.evaluate_at:
             generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-            error = score_error(
-                self.average, self.process, t, self.config.evaluate_n, generator, self.dtype
-            )
+            with TorchDraws(EVALUATION_SEED, self.device):
+                error = score_error(
+                    self.average, self.process, t, self.config.evaluate_n, generator, self.dtype
+                )
             self.evaluations.append(dict(zip(EVALUATIONS, (self.step, t, error), strict=True)))
 
 
@@ -313,11 +323,29 @@ def fit(
 ) -> TrainResult:
     """Train a score network by denoising score matching.
 
+    Data, diffusion steps and loss are computed in the dtype of the weights. The network obeys its
+    caller: in ``with torch.autocast("cpu", torch.bfloat16): fit(...)`` its layers multiply in
+    bfloat16, while weights, optimiser, averages, data and evaluations of the exact score keep their
+    precision; likewise with ``torch.set_float32_matmul_precision``. (Float16 would need a scaler of
+    the loss, which there is not.)
+
+    **Randomness.** Everything is drawn from ``config.seed``. Modules that draw from torch's own
+    generators, as dropout does, find them seeded by it, and torch's global state is the same
+    after the run as before. Those generators belong to the process: runs in several threads take
+    turns at each update. Draws made elsewhere (numpy, Python's ``random``) are neither seeded nor
+    kept.
+
+    **A compiled network** (``torch.compile``) is trained compiled; its checkpoints are those of the
+    network itself, and the averaged network that is returned is not compiled.
+
     Args:
         model, data, config, process: see :class:`Training`. It trains where the model is and in
             the dtype of its weights.
         checkpoint: a file. If it exists, the run continues from it and ends with the same weights,
-            bit for bit, as if it had never stopped (same machine, versions and threads).
+            bit for bit, as if it had never stopped (same machine, versions, threads, autocast and
+            ``torch.compile``). On an accelerator the state of its generator is kept as well, but
+            the same bits come out only where its kernels are deterministic
+            (``torch.use_deterministic_algorithms``).
         checkpoint_every: steps from one checkpoint to the next; the end makes one in any case.
         show_progress: see :func:`gptheory.progress.progress`.
 
@@ -351,14 +379,16 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
     Settings are a part's ``config``, or what its ``repr`` shows.
     """
-    parts = {
-        f"model.{name}".rstrip("."): [
+    parts = {  # of a compiled module and what it was made from, the second has the last word
+        f"model.{plain_name(name)}".rstrip("."): [
             type(part).__qualname__,
             getattr(part, "config", None) or part.extra_repr(),
         ]
         for name, part in model.named_modules()
     }
-    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    frozen = [
+        plain_name(name) for name, weight in model.named_parameters() if not weight.requires_grad
+    ]
     return {**parts, "list of frozen weights": frozen}
 
 
@@ -388,10 +418,12 @@ def save_checkpoint(path: str | Path, training: Training) -> None:
         **{f"average.{name}": value for name, value in _weights(training.average).items()},
         **{f"optimiser.{i}.{k}": x for i, state in moments.items() for k, x in state.items()},
         "generator": training.generator.get_state(),
+        **{f"torch.{kind}": state for kind, state in training.draws.states.items()},
     }
     if training._unread:
         arrays["unread"] = torch.stack([torch.stack(pair) for pair in training._unread])
     record = {
+        "format": FORMAT,
         "identity": training.identity(),
         "step": training.step,
         "seconds": training.seconds,
@@ -417,6 +449,11 @@ def load_checkpoint(path: str | Path, training: Training) -> None:
     arrays, record = load_arrays(path)
     if "identity" not in record:
         raise DamagedFileError(f"{path} is not a checkpoint of a training run")
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of gptheory (format {record.get('format', 1)},"
+            f" here {FORMAT}) and cannot be continued: train again, or with that version"
+        )
     here, there = training.identity(), record["identity"]
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
@@ -437,9 +474,10 @@ def load_checkpoint(path: str | Path, training: Training) -> None:
             state["state"].setdefault(int(index), {})[key] = value
     training.optimiser.load_state_dict(state)
     training.generator.set_state(arrays["generator"])
+    training.draws.states = {kind: arrays[f"torch.{kind}"] for kind in training.draws.states}
     training.step, training.seconds = record["step"], record["seconds"]
     training.history, training.evaluations = record["history"], record["evaluations"]
-    unread = arrays.get("unread", torch.empty(0, 2)).to(training.device)
+    unread = arrays["unread"].to(training.device) if "unread" in arrays else ()
     training._unread = [tuple(pair) for pair in unread]
 
 
@@ -447,7 +485,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights and persistent buffers by name, each tensor once even where blocks share it."""
     kept = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: value for name, value in tensors if name in kept}
+    return {plain_name(name): value for name, value in tensors if name in kept}
 
 
 def at_home(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion import alpha, levels, sigma
+from .precision import full_precision
 from .subspaces import Subspaces
 from .validation import require_sequences, require_step
 
@@ -63,6 +64,7 @@ class Attention(nn.Module):
         empty = torch.zeros(0, 1, width, dtype=torch.float64)
         return cls(empty, empty, empty, empty.transpose(1, 2))
 
+    @full_precision()
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, D) -> (batch, N, D)."""
         batch, seq_len, _ = y.shape
@@ -73,6 +75,7 @@ class Attention(nn.Module):
             update = update + self._mixed(self.scores(y, heads).transpose(-1, -2), y, heads)
         return update
 
+    @full_precision()
     def scores(self, y: Tensor, heads: slice = slice(None)) -> Tensor:
         r""":math:`\mathrm{relu}(\langle q_i, k_j\rangle)` as (batch, heads, N (i), N (j))."""
         query, key = _per_head(y, self.query[heads]), _per_head(y, self.key[heads])
@@ -80,19 +83,23 @@ class Attention(nn.Module):
 
     # ---- as in gptheory.dit.Attention, where rows belong to the tokens that receive ----
 
+    @full_precision()
     def maps(self, y: Tensor) -> Tensor:
         """The scores, transposed: (batch, heads, N (receives), N (is read))."""
         query, key, _ = self.query_key_value(y)
         return self.weigh(self.logits(query, key))
 
+    @full_precision()
     def attend(self, maps: Tensor, y: Tensor) -> Tensor:
         """What the layer returns for inputs y if its maps, in the shape above, are these."""
         return y + self._mixed(maps, y, slice(None))
 
+    @full_precision()
     def query_key_value(self, y: Tensor) -> tuple[Tensor, ...]:
         """Three tensors (batch, heads, N, head_dim or value_dim)."""
         return tuple(_per_head(y, weight) for weight in (self.query, self.key, self.value))
 
+    @full_precision()
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """⟨k_j, q_i⟩, (batch, heads, N (receives), N (is read))."""
         return key @ query.transpose(-1, -2)
@@ -107,6 +114,7 @@ class Attention(nn.Module):
         back = self.output[heads].transpose(1, 2).flatten(0, 1)  # (heads * value_dim, D)
         return mixed.transpose(1, 2).flatten(2) @ back
 
+    @full_precision()
     def operator(self, y: Tensor, write: slice, read: slice) -> Tensor:
         r"""What the layer does between two subspaces when its scores are those of one sequence y.
 
@@ -151,6 +159,7 @@ class FeedForward(nn.Module):
         self.down, self.down_bias = nn.Parameter(down), nn.Parameter(down_bias)
         self.groups = dict(groups or {})
 
+    @full_precision()
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, D) -> (batch, N, D)."""
         hidden = torch.relu(nn.functional.linear(y, self.up, self.up_bias))
@@ -275,7 +284,8 @@ class ScoreTransformer(nn.Module):
 
     It lifts frames to tokens, applies L blocks, reads the score and clips it to the ball
     :math:`\|s\| \le R_t = R/\sigma_t` (projecting on a ball that holds the true score can only
-    help). It computes in the dtype of its weights and returns the dtype of its input.
+    help). It computes in the dtype of its weights and returns the dtype of its input, and keeps its
+    accuracy in every context (see :mod:`gptheory.precision`): its weights are not learned.
 
     Args:
         lift: f_in.
@@ -306,6 +316,7 @@ class ScoreTransformer(nn.Module):
         self.dim, self.seq_len = len(readout), len(lift.position)
         self.check_ranges = True
 
+    @full_precision()
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the network.
 
@@ -322,7 +333,7 @@ class ScoreTransformer(nn.Module):
                 checked.
         """
         worst, look = None, self.check_ranges and not torch.compiler.is_compiling()
-        for block, y in zip([*self.blocks, None], self.states(v, t), strict=True):
+        for block, y in zip([*self.blocks, None], self._states(v, t), strict=True):
             if block is not None and block.limits is not None and look:
                 excess = (y.detach().abs() / block.limits).amax(dim=(0, 1))
                 worst = excess if worst is None else torch.maximum(worst, excess)
@@ -334,11 +345,15 @@ class ScoreTransformer(nn.Module):
         allowed = self.radius / noise
         return (score * torch.clamp(allowed / norm.clamp(min=1e-30), max=1)).to(v)
 
+    @full_precision()
     def states(self, v: Tensor, t: float | Tensor) -> Iterator[Tensor]:
         """The residual stream (batch, N, D): after f_in, and after every block.
 
         Takes what a call does; raises for a wrong shape or step.
         """
+        yield from self._states(v, t)
+
+    def _states(self, v: Tensor, t: float | Tensor) -> Iterator[Tensor]:
         require_sequences("v", v, self.seq_len, self.dim)
         y = self.lift(v, self._steps(v, t))
         yield y
@@ -360,6 +375,7 @@ class ScoreTransformer(nn.Module):
             largest_norm=max(norm for _, norm in self.weight_norms()),
         )
 
+    @full_precision()
     def weight_norms(self) -> Iterator[tuple[str, float]]:
         """Frobenius norm of each distinct weight, by name; of V_m, Q_m, K_m the largest head's."""
         for name, weight in self.named_parameters():
@@ -376,7 +392,7 @@ class ScoreTransformer(nn.Module):
         """t as (1,) or (batch,), checked."""
         require_step(t)
         levels(t, v)  # its shape
-        steps = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+        steps = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
         steps = steps.to(v.device).reshape(-1)
         low, high = self.t_range
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -20,9 +20,11 @@ from torch import Tensor
 from .diffusion import alpha, levels, sigma
 from .kernels import taper as tapered
 from .kernels import truncate
+from .precision import full_precision
 from .process import PSD_TOLERANCE, GaussianProcess
 from .score import along_frames, frames_first
 from .validation import NotPSDError, require_count, require_sequences, require_step
+from .wrappers import lasting
 
 METHODS = ("gradient-descent", "heavy-ball", "chebyshev")
 Number = float | Tensor
@@ -66,9 +68,11 @@ class UnrolledScore:
         ValueError: for K < 1, a bandwidth outside 1..N, an unknown method or window, or a window
             without a bandwidth.
 
-    Accuracy: the shortcut agrees with the loop to 1e-12 relative in float64, 1e-5 in float32.
+    Accuracy: the shortcut agrees with the loop to 1e-12 relative in float64, 1e-5 in float32, in
+    every context (see :mod:`gptheory.precision`).
     """
 
+    @lasting
     def __init__(
         self,
         process: GaussianProcess,
@@ -112,6 +116,7 @@ class UnrolledScore:
         """
         return self._filter(v, t, None)
 
+    @full_precision()
     def iterates(self, v: Tensor, t: Number) -> Iterator[Tensor]:
         """The loop itself: yields :math:`s^{(0)} = 0, s^{(1)}, …, s^{(K)}`, never forming Γ ⊗ Σ.
 
@@ -261,7 +266,9 @@ class UnrolledScore:
 
     def _l2_error(self, t: float, steps: int | None) -> float:
         self.extremes(t)
-        signal, noise = (torch.tensor(f(t), dtype=torch.float64) for f in (alpha, sigma))
+        signal, noise = (
+            torch.tensor(f(t), dtype=torch.float64, device="cpu") for f in (alpha, sigma)
+        )
         values, vectors = self.process.temporal_spectrum
         exact = signal**2 * torch.outer(self._spatial, values) + noise**2  # (d, N), of A_t
         response = self._response(
@@ -272,6 +279,7 @@ class UnrolledScore:
         error = (response[:, :, None] - 1 / exact[:, None]) * basis * exact[:, None].sqrt()
         return (error.square().sum() / (1 / exact).sum()).sqrt().item()
 
+    @full_precision()
     def _filter(self, v: Tensor, t: Number, steps: int | None) -> Tensor:
         residual, signal, noise = self._prepared(v, t)
         u, w = self._u.to(v), self._w.to(v)
@@ -372,7 +380,7 @@ def _root_momentum(low: Number, high: Number) -> Number:
 
 def _leja_chebyshev(k: int) -> list[float]:
     """Chebyshev nodes on [−1, 1] such that every prefix of their product stays bounded."""
-    nodes = torch.cos((torch.arange(k, dtype=torch.float64) + 0.5) * (math.pi / k))
+    nodes = torch.cos((torch.arange(k, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / k))
     log_distance, order = nodes.abs(), []  # starts from the node of largest modulus
     for step in range(k):
         best = int(log_distance.argmax())

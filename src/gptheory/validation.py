@@ -52,7 +52,9 @@ def require_finite(name: str, values: Tensor) -> None:
 
 def require_symmetric(name: str, matrix: Tensor) -> Tensor:
     """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so."""
-    matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    if not isinstance(matrix, Tensor):  # torch's default device may be any
+        matrix = torch.as_tensor(matrix, dtype=torch.float64, device="cpu")
+    matrix = matrix.double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}")
     require_finite(name, matrix)

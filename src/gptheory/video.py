@@ -22,9 +22,11 @@ from torch import Tensor
 from .diffusion import normal_like
 from .kernels import gram
 from .metrics import lag_correlations, temporal_covariance
+from .precision import full_precision
 from .process import GaussianProcess
 from .spectra import oriented, symmetric_root
 from .validation import require_count, require_finite, require_positive, require_sequences
+from .wrappers import lasting
 
 CHUNK_FRAMES = 2048  # rendered or searched at a time
 # Two half balls three pixels apart already fail, sharp frames pass with room to spare.
@@ -63,7 +65,9 @@ def uniform_paths(
         ValueError: for sizes out of range.
     """
     require_positive("reach", reach)
-    u = GaussianProcess(kernel, torch.eye(2), seq_len=seq_len).sample(n, generator, dtype)
+    u = GaussianProcess(kernel, torch.eye(2, device="cpu"), seq_len=seq_len).sample(
+        n, generator, dtype
+    )
     return reach * torch.erf(u / math.sqrt(2))
 
 
@@ -120,7 +124,7 @@ def measured_motion(paths: Tensor, kernel: Callable[[Tensor], Tensor]) -> Motion
     """
     require_sequences("paths", paths, dim=2)
     require_count("the number of frames", paths.shape[1], minimum=2)
-    temporal = temporal_covariance(paths, torch.zeros(2)).double()
+    temporal = temporal_covariance(paths, paths.new_zeros(2)).double()
     truth = uniform_correlation(gram(kernel, paths.shape[1])).to(temporal)
     jump = paths.double().diff(dim=1).square().sum(dim=2).mean().sqrt()
     error = ((temporal - truth).norm() / truth.norm()).item()
@@ -140,7 +144,13 @@ def motion_floor(
         for _ in range(draws)
     ]
     errors = [(m.lag_one - truth.lag_one, m.jump / truth.jump - 1, m.error) for m in found]
-    return Motion(*torch.tensor(errors).square().mean(dim=0).sqrt().tolist())
+    return Motion(
+        *torch.tensor(errors, dtype=torch.float32, device="cpu")
+        .square()
+        .mean(dim=0)
+        .sqrt()
+        .tolist()
+    )
 
 
 # ---- the ball -----------------------------------------------------------------------------------
@@ -236,12 +246,16 @@ class Ball:
         _require_frames(frames, self.size)
         require_positive("spacing", spacing)
         count = 2 * math.ceil(self.reach / spacing) + 1
-        line = torch.linspace(-self.reach, self.reach, count).to(frames)
+        line = torch.linspace(
+            -self.reach, self.reach, count, dtype=torch.float32, device=frames.device
+        )
+        line = line.to(frames)
         grid = torch.cartesian_prod(line, line)
         bank = self.render(grid).flatten(1)  # (positions, pixels)
         norm = bank.norm(dim=1)
         unit = bank / norm[:, None]
 
+        @full_precision()
         def search(chunk: Tensor) -> tuple[Tensor, ...]:
             match, best = (chunk.flatten(1) @ unit.T).max(dim=1)
             rest = chunk.flatten(1) - match[:, None] * unit[best]
@@ -291,6 +305,7 @@ class Digits:
             raise ValueError(f"these digits need frames of more than {needed:.0f} pixels a side,"
                              f" got size={size}")  # fmt: skip
 
+    @full_precision()
     def render(self, centres: Tensor, which: Tensor) -> Tensor:
         """Frames of digits.
 
@@ -313,13 +328,14 @@ class Digits:
         )  # (batch, N, size, h)
         return down @ self.images[which][:, None].to(centres) @ across.transpose(-1, -2)
 
+    @full_precision()
     def recentred(self, frames: Tensor, centres: Tensor) -> Tensor:
         """Frames shifted so that ``centres`` (..., 2) come to the middle, with the same energy.
 
         The adjoint of ``render`` shifts back and blurs as much again; the inverse root of both
         blurs, which hardly depends on the shift, takes that away.
         """
-        spread = _spread(torch.zeros((), dtype=torch.float64), self.size, self.size)
+        spread = _spread(torch.zeros((), dtype=torch.float64, device="cpu"), self.size, self.size)
         values, vectors = torch.linalg.eigh(spread.T @ spread)
         sharpen = (vectors / values.sqrt() @ vectors.T).to(frames)
         across, down = (_spread(centres[..., k], self.size, self.size) @ sharpen for k in (0, 1))
@@ -339,10 +355,13 @@ class Digits:
             ValueError: for frames of another size.
         """
         _require_frames(frames, self.size)
-        rest = torch.zeros(len(self.images), 1, 2).to(frames)
-        bank = self.recentred(self.render(rest, torch.arange(len(rest)))[:, 0], rest[:, 0])
+        rest = frames.new_zeros(len(self.images), 1, 2)
+        bank = self.recentred(
+            self.render(rest, torch.arange(len(rest), device=frames.device))[:, 0], rest[:, 0]
+        )
         bank = bank.flatten(1)
 
+        @full_precision()
         def search(chunk: Tensor) -> tuple[Tensor, ...]:
             centres = _centroids(chunk)
             distance, nearest = torch.cdist(self.recentred(chunk, centres).flatten(1), bank).min(1)
@@ -368,8 +387,8 @@ def handwritten(classes: Sequence[int]) -> tuple[Tensor, Tensor]:
             "the handwritten digits come with scikit-learn: pip install 'gptheory[digits]'"
         ) from None
     data = load_digits()
-    images, labels = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
-    chosen = torch.isin(labels, torch.tensor(list(classes)))
+    images, labels = torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)
+    chosen = torch.isin(labels, torch.tensor(list(classes), device="cpu"))
     return images[chosen], labels[chosen]
 
 
@@ -397,6 +416,8 @@ class LatentMap:
     lost: float = math.nan
 
     @classmethod
+    @lasting
+    @full_precision()
     def fit(cls, frames: Tensor, dim: int) -> LatentMap:
         """Principal components of frames (..., size, size), ``dim`` of them.
 
@@ -416,17 +437,20 @@ class LatentMap:
         basis = oriented(vectors[:, :dim]).to(frames)
         return cls(pixels.mean(dim=0), basis, math.sqrt(kept / dim), 1 - kept / values.sum().item())
 
+    @full_precision()
     def encode(self, frames: Tensor) -> Tensor:
         """(..., size, size) -> (..., d)."""
         _require_frames(frames, math.isqrt(len(self.mean)))
         mean, basis = self.mean.to(frames), self.basis.to(frames)
         return (frames.flatten(-2) - mean) @ basis / self.scale
 
+    @full_precision()
     def decode(self, latents: Tensor) -> Tensor:
         """(..., d) -> (..., size, size)."""
         frames = latents @ self.basis.to(latents).T * self.scale + self.mean.to(latents)
         return frames.unflatten(-1, (math.isqrt(len(self.mean)), -1))
 
+    @full_precision()
     def pixel_covariance(self, covariance: Tensor) -> Tensor:
         """Covariance (pixels, pixels) of frames whose latent vectors have this one, (d, d)."""
         basis = self.basis.to(covariance)
@@ -451,6 +475,8 @@ class GaussianTwin:
         ValueError: for a wrong shape, non-finite values or fewer than two sequences.
     """
 
+    @lasting
+    @full_precision()
     def __init__(self, x: Tensor) -> None:
         require_sequences("x", x)
         require_count("the number of sequences", len(x), minimum=2)
@@ -461,6 +487,7 @@ class GaussianTwin:
         values, vectors = torch.linalg.eigh(self.covariance)
         self._root = symmetric_root(values.clamp(min=0), vectors).to(x)
 
+    @full_precision()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, N, d), dtype and device of the sequences that were given."""
         white = normal_like(self._mean.expand(n, -1), generator)
@@ -484,7 +511,7 @@ class GaussianTwin:
 
 def _pixels(size: int) -> Tensor:
     """Coordinates of pixels along a line, the middle at 0."""
-    return torch.arange(size) - (size - 1) / 2
+    return torch.arange(size, dtype=torch.float32, device="cpu") - (size - 1) / 2
 
 
 def _frame_by_frame(
@@ -505,6 +532,7 @@ def _spread(centres: Tensor, length: int, size: int) -> Tensor:
     return (outer - 4 * inner) / 6
 
 
+@full_precision()
 def _centroids(frames: Tensor) -> Tensor:
     """Centre of brightness of frames (..., size, size): (..., 2)."""
     pixel = _pixels(frames.shape[-1]).to(frames)

@@ -104,7 +104,7 @@ class Film:
         paths = uniform_paths(self.kernel, n, self.seq_len, self.sprite.reach, generator)
         if not self.classes:
             return self.sprite.render(paths)
-        which = torch.randint(len(self.sprite.images), (n,), generator=generator)
+        which = torch.randint(len(self.sprite.images), (n,), generator=generator, device="cpu")
         return self.sprite.render(paths, which)
 
     def dataset(self) -> tuple[LatentMap, Tensor]:

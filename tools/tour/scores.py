@@ -55,7 +55,7 @@ def bounds_of_the_iteration(device: torch.device, dtype: torch.dtype) -> Found:
     """What the theorems say about an iteration whose law lies on the device."""
     own = unroll.UnrolledScore(law(device), 3, bandwidth=5, taper="bohman")
     low, high = own.extremes(steps(3, device))
-    sizes = torch.stack([torch.as_tensor(size) for size, _ in own.coefficients(0.1)])
+    sizes = torch.tensor([size for size, _ in own.coefficients(0.1)], dtype=torch.float64)
     level = unroll.as_level(steps(3), sequences(1, 3, device, dtype))
     return {
         "condition": own.condition_number(steps(3)), "low": low, "high": high, "sizes": sizes,

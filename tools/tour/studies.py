@@ -229,7 +229,7 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
         "pixels": fitted.pixel_covariance(torch.eye(3, device=device, dtype=dtype)),
         "recentred": digits.recentred(shown, centres),
         "share": video.GaussianTwin(paths).kronecker_share(),
-        "uniform": video.uniform_correlation(torch.linspace(-1, 1, 5).to(device)),
+        "uniform": video.uniform_correlation(torch.linspace(-1, 1, 5, dtype=dtype).to(device)),
     }  # fmt: skip
 
 
