@@ -25,8 +25,8 @@ export GPTHEORY_DEVICE ?= cpu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book pdf serve test lint unit test-notebooks test-portable notebooks format ledger bench \
-        check-pages check-colab coursework check-coursework clean distclean
+.PHONY: help book pdf serve test lint unit test-devices test-notebooks test-portable notebooks \
+        format ledger bench check-pages check-colab coursework check-coursework clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,7 +77,7 @@ ledger: $(INSTALLED) ## rewrite book/ledger.md from book/statements.toml and the
 
 # ---- tests ----------------------------------------------------------------------------------
 
-test: lint unit test-notebooks ## everything that must hold: lint, normal form, ledger, tests, notebooks
+test: lint unit test-devices test-notebooks ## everything that must hold: lint, normal form, ledger, tests, notebooks
 
 lint: $(INSTALLED) ## style, formatting, notebooks in normal form, generated pages up to date
 	$(VENV)/bin/ruff check .
@@ -90,6 +90,9 @@ lint: $(INSTALLED) ## style, formatting, notebooks in normal form, generated pag
 
 unit: $(INSTALLED) ## the tests of the package, the tools and the book's hygiene
 	$(PY) -m pytest tests -n 2
+
+test-devices: $(INSTALLED) ## the device cases and the whole API on an accelerator that is not there
+	PYTHONPATH=tests $(PY) -m pytest tests -p pretend_device -k "gpu or pretend"
 
 test-notebooks: $(INSTALLED) ## execute every notebook and compare with the committed outputs
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \

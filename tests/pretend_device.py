@@ -332,6 +332,9 @@ def _module() -> types.SimpleNamespace:
     )  # fmt: skip
 
 
+_autocast = torch.library.Library("_", "IMPL")  # it casts nothing here, as on no device unknown
+
+
 @functools.cache
 def enter() -> None:
     """Register the device, for the rest of the process, and let all operations pass through it.
@@ -340,6 +343,7 @@ def enter() -> None:
     import ``torch.utils.checkpoint.checkpoint``.
     """
     getattr(backend_registration, SETUP)(NAME, backend_module=_module())
+    _autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     checkpoint.checkpoint = _without_recomputation
     torch.Generator, torch.tensor = PretendGenerator, _tensor
     # torch.tensor(..., device=...) makes a CPU tensor and moves it where a mode sees it

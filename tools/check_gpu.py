@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         import pretend_device
 
         pretend_device.enter()  # before the package is imported
+        torch.set_num_threads(1)  # it computes on the CPU, on which others compute too
     from gpu.part import Session
 
     given.out.mkdir(parents=True, exist_ok=True)

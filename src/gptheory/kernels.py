@@ -225,7 +225,7 @@ def toeplitz(values: Tensor) -> Tensor:
     Returns:
         (N, N), dtype and device of the values; differentiable.
     """
-    return values[_lags(len(values)).to(values.device)]
+    return values[_lags(len(values), values.device)]
 
 
 def truncate(gram: Tensor, bandwidth: int) -> Tensor:
@@ -361,8 +361,8 @@ def _floating(lag: Tensor | float) -> Tensor:
     return lag if lag.is_floating_point() else lag.double()
 
 
-def _lags(seq_len: int) -> Tensor:
-    index = torch.arange(seq_len, device="cpu")
+def _lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
+    index = torch.arange(seq_len, device=device)
     return (index[:, None] - index[None, :]).abs()
 
 

@@ -79,6 +79,10 @@ class SubspaceData:
         exact = ExactScore(latent) if isinstance(latent, GaussianProcess) else latent.score
         self._latent_score = exact
 
+    def to(self, device: torch.device | str) -> SubspaceData:
+        """The same law, with basis and latent law on a device: there it draws."""
+        return SubspaceData(self.basis.to(device), self.latent.to(device), self.noise)
+
     def sample(
         self,
         n: int,

@@ -2,6 +2,7 @@ r"""Mixtures of Gaussians: the simplest law whose score is not linear, and still
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -63,6 +64,13 @@ class GaussianMixture:
             "covariance of a component", whole, arrival_dtype(covariance)
         )
         self.weights = _normalised(weights, count, self.means)
+
+    def to(self, device: torch.device | str) -> GaussianMixture:
+        """The same mixture on a device: there it draws, without a generator of another one."""
+        moved = copy.copy(self)
+        moved.means, moved.weights = self.means.to(device), self.weights.to(device)
+        moved._axes, moved._variances = self._axes.to(device), self._variances.to(device)
+        return moved
 
     def covariance(self) -> Tensor:
         """Of the mixture about its mean: within components plus between them, (L·d, L·d)."""

@@ -88,7 +88,8 @@ class ScoreNetwork(nn.Module, ABC):
             t: diffusion step > 0, a number or one per sequence (batch,).
 
         Returns:
-            (batch, N, d), dtype and device of v; computed in the dtype of the weights.
+            (batch, N, d), dtype and device of v; computed in the dtype of the weights, and where
+            they are: a network left on the CPU computes there, whatever the device of v.
 
         Raises:
             ValueError: for a wrong shape or a step that is not finite and > 0.

@@ -191,13 +191,20 @@ def block_norms(model: Transformer) -> Tensor:
         (layers, heads, 4), in the order of ``BLOCKS``.
 
     Raises:
-        ValueError: for a model without attention, or without positions.
+        ValueError: for a model without attention or without positions, or whose layers have
+            different numbers of heads, as those of a constructed transformer.
     """
     content = content_coordinates(model)
     require_positions(content)
     parts = {"x": content, "e": ~content}
-    norms = []
-    for layer in attention_layers(model):
+    layers, norms = attention_layers(model), []
+    heads = [len(query_key_products(layer)) for layer in dict.fromkeys(layers)]
+    if len(set(heads)) > 1:
+        raise ValueError(
+            f"layers with different numbers of heads, {heads}, have no common table of norms; look"
+            " at them one by one with query_key_products"
+        )
+    for layer in layers:
         product = query_key_products(layer)
         blocks = (product[:, parts[a]][:, :, parts[b]] for a, b in BLOCKS)
         norms.append(torch.stack([torch.linalg.matrix_norm(block) for block in blocks], dim=-1))

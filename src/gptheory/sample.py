@@ -61,7 +61,7 @@ def sample(
         generator: source of randomness, drawn on its device.
         dtype: of the result.
         device: of the result; by default the device of the score's parameters, else the
-            generator's, else the CPU.
+            generator's, else that of the process whose score it is, else the CPU.
         final_denoise: return E[x | v] at t_min instead of v itself.
         show_progress: see :func:`gptheory.progress.progress`.
 
@@ -249,4 +249,6 @@ def _device_for(score: Score, generator: torch.Generator | None) -> torch.device
     if isinstance(score, torch.nn.Module):
         for parameter in score.parameters():
             return parameter.device
+    if generator is None and hasattr(score, "process"):  # an exact or unrolled score
+        return score.process.mean.device
     return torch.device("cpu") if generator is None else generator.device

@@ -48,11 +48,13 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device {name!r} cannot be used: {error}") from None
 
 
-def opening(seconds: float, full_size: Sequence[str] = ()) -> None:
+def opening(seconds: float, full_size: Sequence[str] = (), on: str = "cpu") -> None:
     """Say at which scale a chapter runs, on what and for how long.
 
     Args:
         seconds: what its live computations take on two CPU cores.
+        on: what they run on, see :func:`choose_device`: the CPU for a chapter that uses nothing
+            else, ``"auto"`` for one that asks :func:`choose_device` where to compute.
         full_size: the experiments that it reads, or runs at the scale ``paper``; names that
             ``python -m gptheory reproduce --list`` explains.
 
@@ -60,7 +62,7 @@ def opening(seconds: float, full_size: Sequence[str] = ()) -> None:
         ValueError: see :func:`scale` and :func:`choose_device`.
     """
     size, names = scale(), ", ".join(full_size)
-    words = f"{size} scale on {choose_device().type}: about {seconds:g} s"
+    words = f"{size} scale on {choose_device(on).type}: about {seconds:g} s"
     if full_size and size == "paper":
         words += f", and first {names} at full size: minutes on a GPU, up to hours on a CPU; "
         words += "what is interrupted goes on where it was"

@@ -269,11 +269,14 @@ class LearnedSteps(nn.Module):
     def coefficients(self, t: float | Tensor) -> list[tuple[Tensor, Tensor]]:
         r""":math:`(\eta_k(t), \beta_k(t))`, k = 0..K−1, each of shape (batch or 1,)."""
         steps = self.base.steps
-        t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
-        t = t.reshape(-1)
         low, high = self.base.extremes(t)
-        values = self.readout(self.clock(t))  # (batch, K or 2K)
-        sizes = values[:, :steps].exp() * (2 / (low + high)).to(values)[:, None]
+        first = 2 / (low + high)
+        if isinstance(t, Tensor):
+            first = first.reshape(-1, 1)
+        else:  # made where the weights are: a copy from the host would wait for it
+            t = torch.full((), t, dtype=torch.float64, device=self.readout.weight.device)
+        values = self.readout(self.clock(t.reshape(-1)))  # (batch, K or 2K)
+        sizes = values[:, :steps].exp() * (first.to(values) if isinstance(first, Tensor) else first)
         momenta = values[:, steps:].sigmoid() if self.momentum else torch.zeros_like(sizes)
         return list(zip(sizes.T, momenta.T, strict=True))
 

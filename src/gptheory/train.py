@@ -434,6 +434,13 @@ def save_checkpoint(path: str | Path, training: Training) -> None:
     save_arrays(path, arrays, record)
 
 
+# random streams of devices differ, so that a run cannot go on bit for bit on another one
+DEVICE_REMEDY = (
+    "; to go on from its weights, without its random state, load what load_arrays(path)[0] holds"
+    " under 'average.' into a model and train that with another checkpoint"
+)
+
+
 def load_checkpoint(path: str | Path, training: Training) -> None:
     """Put a run where a checkpoint left it.
 
@@ -460,6 +467,8 @@ def load_checkpoint(path: str | Path, training: Training) -> None:
             raise ValueError(
                 f"{path} is the checkpoint of another run: its {name} is {there.get(name)!r}, here"
                 f" it is {here.get(name)!r}; use another file or the same settings"
+                + DEVICE_REMEDY
+                * (name == "device")
             )
     state = training.optimiser.state_dict()
     state["state"] = {}

@@ -12,9 +12,10 @@ leaves its frame**: positions whose sprite would not fit are refused, not clippe
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -306,6 +307,10 @@ class Digits:
                              f" got size={size}")  # fmt: skip
 
     @full_precision()
+    def to(self, device: torch.device | str) -> Digits:
+        """The same sprites on a device."""
+        return Digits(self.images.to(device), self.labels.to(device), self.size)
+
     def render(self, centres: Tensor, which: Tensor) -> Tensor:
         """Frames of digits.
 
@@ -451,6 +456,10 @@ class LatentMap:
         return frames.unflatten(-1, (math.isqrt(len(self.mean)), -1))
 
     @full_precision()
+    def to(self, device: torch.device | str) -> LatentMap:
+        """The same map on a device, where it need not be copied for frames that are there."""
+        return replace(self, mean=self.mean.to(device), basis=self.basis.to(device))
+
     def pixel_covariance(self, covariance: Tensor) -> Tensor:
         """Covariance (pixels, pixels) of frames whose latent vectors have this one, (d, d)."""
         basis = self.basis.to(covariance)
@@ -493,6 +502,13 @@ class GaussianTwin:
         white = normal_like(self._mean.expand(n, -1), generator)
         rows = self._mean + white @ self._root
         return rows.unflatten(1, self._shape)
+
+    def to(self, device: torch.device | str) -> GaussianTwin:
+        """The same law on a device: there it draws."""
+        moved = copy.copy(self)
+        moved.covariance = self.covariance.to(device)
+        moved._mean, moved._root = self._mean.to(device), self._root.to(device)
+        return moved
 
     def kronecker_share(self) -> float:
         r"""Share of :math:`\|\mathrm{Cov}\|_F^2` that the nearest Γ ⊗ Σ explains (Van Loan 1993).

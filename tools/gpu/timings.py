@@ -201,7 +201,7 @@ def exact_scores(session: Session, numbers: Numbers) -> None:
 
 def attention(session: Session, numbers: Numbers) -> None:
     """Milliseconds and bytes of certified attention beside two kernels, and where they cross."""
-    exponents = (6, 7) if session.rehearse else range(10, 19)
+    exponents = (7, 8) if session.rehearse else range(10, 19)
     for exponent in exponents:
         numbers[f"L = 2^{exponent}"] = {
             name: attempt(lambda call=call: _cost(call, session))

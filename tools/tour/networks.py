@@ -253,6 +253,9 @@ def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} inside": data.latent_score(code, steps(5, device)),
             f"{name} energy": latent_metrics.orthogonal_energy(x, data),
         }  # fmt: skip
+    found["moved"] = data.to(device).score(x, 0.1)
+    drawn = latent.SubspaceData(basis, of_gaussians).to(device).sample(2, seeded(4), torch.float64)
+    found["drawn"] = drawn
     other = latent.principal_subspace(x, 4)
     found["covariance"] = of_gaussians.covariance()
     found["mixture score"] = of_gaussians.score(code, 0.2)

@@ -104,6 +104,7 @@ def layers_of_the_class(device: torch.device, dtype: torch.dtype) -> Found:
         "attended": layer.attend(layer.maps(y), y), "operator": layer.operator(y, whole, whole),
         "weighed": layer.weigh(layer.logits(query, key)), "feed": feed(y),
         "block": Block(none, feed)(y),
+        "rotated": score.along_frames(layer.maps(y)[0, 0], y.transpose(0, 1)),
     }  # fmt: skip
 
 

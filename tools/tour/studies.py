@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,10 @@ def folder() -> Iterator[Path]:
 
 def run(study: Callable[..., Path], settings: Any, device: torch.device) -> results.Result:
     """The stored result of an experiment."""
-    with folder() as place:
+    once = {experiments: "SCORE_STEPS", probing: "STEPS", video_experiment: "ATTENTION_STEPS"}
+    with folder() as place, contextlib.ExitStack() as thinned:
+        for module, name in once.items():  # one diffusion step does for all
+            thinned.enter_context(mock.patch.object(module, name, (probing.AT,)))
         record = study(settings, "tour", device, place, False)
         return results.load_result(record.stem, place)
 
@@ -80,7 +84,7 @@ def figure_1(device: torch.device, dtype: torch.dtype) -> Found:
 
 @stop("network", compare=False)
 def comparison(device: torch.device, dtype: torch.dtype) -> Found:
-    """All variants for one step; bands of runs."""
+    """All networks for one step; bands of runs."""
     settings = experiments.Comparison(
         DATA,
         replace(TRAINING, steps=1),
@@ -89,8 +93,9 @@ def comparison(device: torch.device, dtype: torch.dtype) -> Found:
         wiener=(50,),
         monte_carlo=16,
     )
-    assert experiments.Variant("DiT") in experiments.VARIANTS
-    result = run(experiments.comparison, settings, device)
+    variants = (experiments.Variant("DiT"), *experiments.VARIANTS[1:3])
+    with mock.patch.object(experiments, "VARIANTS", variants):
+        result = run(experiments.comparison, settings, device)
     runs = [result.table("runs").assign(value=1.0, step=1, seed=k) for k in (0, 1)]
     bands = results.expected_bands(runs, ["variant"], "value")
     inside = results.within_bands(runs[0], bands, "value")
@@ -220,12 +225,16 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
     fitted = video.LatentMap.fit(ball.render(paths).to(dtype), 3)
     images = normal(2, 3, 4, 4, device=torch.device("cpu"), dtype=torch.float32).abs()
     digits = video.Digits(images, torch.arange(3), 16)
-    shown = digits.render(paths.to(device, dtype) / ball.reach, torch.tensor([0, 1, 2] * 2))
+    which = torch.tensor([0, 1, 2] * 2)
+    shown = digits.render(paths.to(device, dtype) / ball.reach, which)
     centres, _distance, label = digits.locate(shown)
     assert seen.single.all() and label.device.type == device.type
     return {
         "frames": frames, "centres": seen.centres, "shown": shown, "digits": centres,
         "code": fitted.encode(frames), "decoded": fitted.decode(fitted.encode(frames)),
+        "moved code": fitted.to(device).encode(frames),
+        "moved digits": digits.to(device).render(paths.to(device, dtype) / ball.reach, which),
+        "drawn": video.GaussianTwin(paths).to(device).sample(2, seeded(3)),
         "pixels": fitted.pixel_covariance(torch.eye(3, device=device, dtype=dtype)),
         "recentred": digits.recentred(shown, centres),
         "share": video.GaussianTwin(paths).kronecker_share(),
