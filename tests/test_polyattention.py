@@ -403,13 +403,13 @@ def test_a_polynomial_without_a_certificate_is_refused():
         ({"k": torch.zeros(300, 3, dtype=F64)}, "expected q"),
         ({"k": torch.zeros(299, 2, dtype=F64)}, "expected q"),
         ({"v": torch.zeros(2, 300, 2, dtype=F64)}, "expected q"),
-        ({"v": torch.zeros(300, 2)}, "float32 or all float64"),
+        ({"v": torch.zeros(300, 2)}, "q, k and v must have one dtype"),
         ({"q": torch.zeros(0, 2, dtype=F64)}, "expected q"),
         ({"q": torch.zeros(300, 0, dtype=F64)}, "expected q"),
         ({"q": torch.tensor(1.0, dtype=F64)}, "expected q"),
         ({"q": torch.full((300, 2), math.nan, dtype=F64)}, "must be finite"),
         ({"k": torch.full((300, 2), math.inf, dtype=F64)}, "must be finite"),
-        ({name: torch.zeros(300, 2).half() for name in "qkv"}, "float32 or all float64"),
+        ({name: torch.zeros(300, 2).half() for name in "qkv"}, "must be float32 or float64"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(change, match):
@@ -429,8 +429,8 @@ def test_gradient_refuses_shapes_that_do_not_fit():
         for call in (attention_gradient, exact_attention_gradient):
             with pytest.raises(ValueError, match="expected left"):
                 call(*bad, *([4] if call is attention_gradient else []))
-    empty, point = torch.zeros(3, 0), torch.tensor(1.0)
-    for bad in ([empty, empty, torch.zeros(0, 0), empty, empty], [point, *problem[1:]]):
+    empty, point = torch.zeros(3, 0).double(), torch.tensor(1.0).double()
+    for bad in ([empty, empty, torch.zeros(0, 0).double(), empty, empty], [point, *problem[1:]]):
         with pytest.raises(ValueError, match="expected left"):
             attention_gradient(*bad, 4)
         with pytest.raises(ValueError, match="expected left"):

@@ -13,7 +13,7 @@ from .rounding import spectrum_rounding
 from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
     NotPSDError,
-    arrival_dtype,
+    as_real,
     require_finite,
     require_real,
     require_symmetric,
@@ -131,9 +131,10 @@ class _Covariance:
 
     @classmethod
     def checked(cls, name: str, given: Tensor) -> _Covariance:
+        given = as_real(name, given)
         matrix = require_symmetric(name, given).detach().cpu()
-        spectrum = covariance_spectrum(name, matrix, arrival_dtype(given))
-        return cls(matrix, spectrum, spectrum_rounding(spectrum[0], arrival_dtype(given)).item())
+        spectrum = covariance_spectrum(name, matrix, given.dtype)
+        return cls(matrix, spectrum, spectrum_rounding(spectrum[0], given.dtype).item())
 
     @property
     def zeros(self) -> int:

@@ -17,7 +17,14 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from .validation import require_count, require_finite, require_positive, require_symmetric
+from .validation import (
+    as_floating,
+    require_count,
+    require_finite,
+    require_positive,
+    require_real,
+    require_symmetric,
+)
 
 
 class Kernel(ABC):
@@ -32,7 +39,7 @@ class Kernel(ABC):
         Returns:
             Values of the same shape, device and floating dtype (float64 for integers and floats).
         """
-        return self._values(_floating(lag).abs())
+        return self._values(as_floating("a lag", lag).abs())
 
     @abstractmethod
     def _values(self, lag: Tensor) -> Tensor:
@@ -224,7 +231,11 @@ def toeplitz(values: Tensor) -> Tensor:
 
     Returns:
         (N, N), dtype and device of the values; differentiable.
+
+    Raises:
+        ValueError: for values that are not real.
     """
+    require_real("values", values)
     return values[_lags(len(values), values.device)]
 
 
@@ -320,7 +331,7 @@ def embedding_distance(lag: Tensor | float, period: float, radius: float = 1.0) 
     """
     require_positive("period", period)
     require_positive("radius", radius)
-    return 2 * radius * torch.sin(math.pi * _floating(lag) / period).abs()
+    return 2 * radius * torch.sin(math.pi * as_floating("a lag", lag) / period).abs()
 
 
 def random_covariance(
@@ -355,12 +366,6 @@ def random_covariance(
     return (matrix + matrix.T) / 2
 
 
-def _floating(lag: Tensor | float) -> Tensor:
-    if not isinstance(lag, Tensor):
-        return torch.as_tensor(lag, dtype=torch.float64, device="cpu")
-    return lag if lag.is_floating_point() else lag.double()
-
-
 def _lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
     index = torch.arange(seq_len, device=device)
     return (index[:, None] - index[None, :]).abs()
@@ -368,5 +373,6 @@ def _lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
 
 def _lag_over_bandwidth(gram: Tensor, bandwidth: int) -> Tensor:
     require_count("bandwidth", bandwidth)
+    require_real("the Gram matrix", gram)
     require_symmetric("the Gram matrix", gram)
     return _lags(len(gram)).to(gram) / bandwidth

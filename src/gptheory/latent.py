@@ -27,6 +27,7 @@ from .validation import (
     require_count,
     require_finite,
     require_nonnegative,
+    require_real,
     require_sequences,
     require_step,
 )
@@ -369,8 +370,9 @@ def warn_if_few(n: int, latent_dim: int) -> None:
 
 def require_orthonormal(name: str, basis: Tensor) -> Tensor:
     """Return a (D, d_0) matrix in float64; raise unless its columns are orthonormal to 1e-5."""
-    if basis.ndim != 2 or not basis.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point matrix (D, d_0), got {basis.shape}")
+    require_real(name, basis)
+    if basis.ndim != 2:
+        raise ValueError(f"{name} must be a matrix (D, d_0), got shape {tuple(basis.shape)}")
     require_sizes(*basis.shape)
     require_finite(name, basis)
     basis = basis.detach().double()

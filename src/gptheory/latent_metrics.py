@@ -11,7 +11,12 @@ from .diffusion import half_log_snr, perturb, sigma, stratified_steps
 from .latent import SubspaceData
 from .precision import full_precision
 from .score import Score
-from .validation import require_count, require_positive, require_sequences
+from .validation import (
+    require_count,
+    require_finite,
+    require_positive,
+    require_sequences,
+)
 
 STEPS = (0.02, 4.0)  # diffusion steps of trainings and errors in chapter 9, T_0 and T
 
@@ -112,12 +117,15 @@ def sliced_distance(
         of order :math:`n^{-1/2}`: print what true samples have beside it.
 
     Raises:
-        ValueError: for shapes that differ or no directions.
+        ValueError: for shapes that differ, numbers that are not finite, or no directions.
     """
     require_sequences("x", x)
     require_count("directions", directions)
+    require_sequences("y", y)
     if x.shape != y.shape:
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    require_finite("x", x)
+    require_finite("y", y)
     device = x.device if generator is None else generator.device
     size = x[0].numel()
     draw = {"generator": generator, "dtype": torch.float32, "device": device}

@@ -22,7 +22,13 @@ from .precision import full_precision
 from .process import GaussianProcess
 from .sample import sample, step_grid, trajectory
 from .score import ExactScore, Score
-from .validation import require_count, require_finite, require_sequences
+from .validation import (
+    require_count,
+    require_finite,
+    require_real,
+    require_sequences,
+    require_values,
+)
 
 __all__ = [
     "coupled_ode_error",
@@ -99,9 +105,14 @@ def spatial_covariance(x: Tensor, mean: Tensor | None = None, frame: int | None 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:
     """Relative Frobenius error, ‖estimate − truth‖ / ‖truth‖, in float64.
 
+    NaN in either is NaN in the error: a network that diverged has no other.
+
     Raises:
-        ValueError: for shapes that differ or a truth that is zero.
+        ValueError: for numbers that are not real, shapes that differ or a truth that is zero.
     """
+    for name, values in (("estimate", estimate), ("truth", truth)):
+        require_real(name, values)
+        require_values(name, values)
     if estimate.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(estimate.shape)} and {tuple(truth.shape)}")
     truth = truth.double()
@@ -366,6 +377,7 @@ def coupled_ode_error(
 def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum of outer products of ``columns(frames)``, in float64 across chunks of x."""
     require_sequences("x", x)
+    require_values("x", x)
     needed = 2 if mean is None else 1
     if len(x) < needed:
         raise ValueError(f"x must hold at least {needed} sequences, got {len(x)}")
@@ -382,7 +394,11 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
 
 
 def _require_mean(x: Tensor, mean: Tensor | None) -> None:
-    if mean is not None and mean.shape not in (x.shape[1:], x.shape[2:]):
+    if mean is None:
+        return
+    require_real("mean", mean)
+    require_values("mean", mean)
+    if mean.shape not in (x.shape[1:], x.shape[2:]):
         raise ValueError(
             f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
             f" got {tuple(mean.shape)}"

@@ -12,12 +12,13 @@ from .diffusion import levels
 from .precision import full_precision
 from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
-    arrival_dtype,
     require_count,
     require_finite,
+    require_real,
     require_sequences,
     require_step,
     require_symmetric,
+    require_values,
 )
 from .wrappers import lasting
 
@@ -53,6 +54,7 @@ class GaussianMixture:
         count, self.seq_len, self.dim = means.shape
         self.means = means.double().flatten(1).clone()
         size = self.means.shape[1]
+        require_real("covariance", covariance)
         covariances = covariance.expand(count, -1, -1) if covariance.ndim == 2 else covariance
         if covariances.shape != (count, size, size):
             raise ValueError(
@@ -61,7 +63,7 @@ class GaussianMixture:
             )
         whole = torch.stack([require_symmetric("covariance", each) for each in covariances])
         self._variances, self._axes = covariance_spectrum(  # (K, L·d)
-            "covariance of a component", whole, arrival_dtype(covariance)
+            "covariance of a component", whole, covariance.dtype
         )
         self.weights = _normalised(weights, count, self.means)
 
@@ -174,6 +176,8 @@ def random_mixture(
 
 def _normalised(weights: Tensor | None, count: int, like: Tensor) -> Tensor:
     weights = like.new_ones(count) if weights is None else weights
+    require_real("weights", weights)
+    require_values("weights", weights)
     if weights.shape != (count,) or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
         raise ValueError(f"weights must be {count} numbers >= 0, not all zero, got {weights}")
     return weights.to(like) / weights.to(like).sum()

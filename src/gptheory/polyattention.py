@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .exppoly import ExpPolynomial, degree_for, exp_polynomial, rank_exponent
 from .precision import full_precision
-from .validation import require_count, require_positive
+from .validation import require_count, require_positive, require_together, require_values
 from .wrappers import lasting
 
 __all__ = [
@@ -322,10 +322,10 @@ def _certified(
 
 def _require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise unless shapes, dtypes and devices fit together."""
-    if q.dtype not in (torch.float32, torch.float64) or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"q, k and v must all be float32 or all float64, got {q.dtype}, {k.dtype}, {v.dtype}"
-        )
+    require_together(q=q, k=k, v=v)
+    require_values("q, k and v", q)
+    if q.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"q, k and v must be float32 or float64, got {q.dtype}")
     fits = q.ndim == k.ndim == v.ndim >= 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
     if (
         not (fits and q.numel() and k.numel())
@@ -341,7 +341,8 @@ def _require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _require_gradient(
     left: Tensor, right: Tensor, weight: Tensor, values: Tensor, target: Tensor
 ) -> None:
-    """Raise unless the shapes fit together."""
+    """Raise unless dtypes, devices and shapes fit together."""
+    require_together(left=left, right=right, weight=weight, values=values, target=target)
     shapes = [tuple(x.shape) for x in (left, right, weight, values, target)]
     if all(len(shape) == 2 and min(shape) > 0 for shape in shapes):
         (n, d), (m, width) = shapes[0], values.shape

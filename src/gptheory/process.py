@@ -22,7 +22,7 @@ from .rounding import spectrum_rounding, unit_roundoff
 from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
     NotPSDError,
-    arrival_dtype,
+    as_real,
     require_count,
     require_finite,
     require_sequences,
@@ -78,7 +78,7 @@ class GaussianProcess:
     ) -> None:
         self._kernel = None if isinstance(temporal, Tensor) else temporal
         if self._kernel is None:
-            self.temporal_dtype = arrival_dtype(temporal)
+            self.temporal_dtype = temporal.dtype
             temporal = require_symmetric("temporal", temporal)
             if seq_len not in (None, len(temporal)):
                 raise ValueError(f"temporal has {len(temporal)} frames, but seq_len={seq_len}")
@@ -86,7 +86,8 @@ class GaussianProcess:
         else:
             self.temporal_dtype = torch.float64
             self.seq_len = _length_for(temporal, seq_len)
-        self.spatial_dtype = arrival_dtype(spatial)
+        spatial = as_real("spatial", spatial)
+        self.spatial_dtype = spatial.dtype
         self.spatial = require_symmetric("spatial", spatial)
         self.temporal = temporal if self._kernel is not None else temporal.to(self.spatial.device)
         self.dim = len(self.spatial)
@@ -208,14 +209,14 @@ class GaussianProcess:
     def _frame_means(self, mean: Tensor | None) -> Tensor:
         if mean is None:
             return self.spatial.new_zeros(self.seq_len, self.dim)
-        mean = torch.as_tensor(mean, device=self.spatial.device).to(self.spatial)
+        mean = as_real("mean", mean)
         expected = (self.seq_len, self.dim)
         if mean.shape not in ((self.dim,), expected):
             raise ValueError(
                 f"mean must have shape {expected} or ({self.dim},), got {tuple(mean.shape)}"
             )
         require_finite("mean", mean)
-        return mean.expand(expected).clone()
+        return mean.to(self.spatial).expand(expected).clone()
 
     @cached_property
     @lasting

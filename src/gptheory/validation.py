@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -46,12 +46,15 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
+def require_values(name: str, values: Tensor) -> None:
+    """Raise for a tensor on the device meta, which has a shape and nothing else."""
+    if values.is_meta:
+        raise ValueError(f"{name} must have values, got a tensor on the device meta: a shape only")
+
+
 def require_finite(name: str, values: Tensor) -> None:
     """Raise if any entry is NaN or infinite, or if there are no entries to look at (meta)."""
-    if values.is_meta:
-        raise ValueError(
-            f"{name} must have values, got a tensor on the device meta, which has none"
-        )
+    require_values(name, values)
     bad = values.numel() - int(torch.isfinite(values).sum())
     if bad:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
@@ -61,6 +64,24 @@ def require_real(name: str, values: Tensor) -> None:
     """Raise unless ``values`` is a tensor of real numbers, integers included."""
     if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must be a tensor of real numbers, got {_kind(values)}")
+
+
+def as_real(name: str, values: object) -> Tensor:
+    """A tensor as it is, numbers of Python and numpy as one; raise unless they are real."""
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"{name} must be real numbers, got {_kind(values)} of {array.dtype}")
+        values = torch.as_tensor(array, device="cpu")  # torch's default device may be any
+    require_real(name, values)
+    return values
+
+
+def as_floating(name: str, values: object) -> Tensor:
+    """As :func:`as_real`, and integers and numbers of Python in float64, where they are exact."""
+    given = as_real(name, values)
+    kept = isinstance(values, Tensor) and given.is_floating_point()
+    return given if kept else given.double()
 
 
 def require_together(**tensors: Tensor) -> None:
@@ -80,9 +101,7 @@ def require_symmetric(name: str, matrix: Tensor) -> Tensor:
 
     It may be of any real dtype; integers are exact.
     """
-    if not isinstance(matrix, Tensor):  # torch's default device may be any
-        matrix = torch.as_tensor(np.asarray(matrix), device="cpu")
-    require_real(name, matrix)
+    matrix = as_real(name, matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}")
     allowed = max(SYMMETRY_TOLERANCE, 2 * unit_roundoff(matrix.dtype))  # each of two is rounded
@@ -95,11 +114,6 @@ def require_symmetric(name: str, matrix: Tensor) -> Tensor:
             f" {defect:.3g}; symmetrise it first with (A + A.T) / 2"
         )
     return (matrix + matrix.T) / 2
-
-
-def arrival_dtype(matrix: object) -> torch.dtype:
-    """The dtype that says how a matrix was rounded before anybody cast it: numbers are float64."""
-    return matrix.dtype if isinstance(matrix, Tensor) else torch.as_tensor(np.asarray(matrix)).dtype
 
 
 def require_sequences(
@@ -115,19 +129,20 @@ def require_sequences(
 
 
 def require_step(t: float | Tensor) -> None:
-    """Raise unless every diffusion step is finite and > 0.
+    """Raise unless every diffusion step is real, finite and > 0.
 
     Values on an accelerator are left alone (reading them would stall it), and so are those that
     ``torch.compile`` or ``vmap`` hides; there a negative step turns into NaN, because the noise
     level is a square root.
     """
     if isinstance(t, Tensor):
+        require_real("the diffusion step t", t)
         if t.device.type != "cpu" or torch.compiler.is_compiling() or is_batchedtensor(t):
             return
         bad = t[~(torch.isfinite(t) & (t > 0))]
         if bad.numel():
             raise ValueError(f"every diffusion step t must be finite and > 0, got {bad[0].item()}")
-    elif not (math.isfinite(t) and t > 0):
+    elif not isinstance(t, Real) or not (math.isfinite(t) and t > 0):
         raise ValueError(f"the diffusion step t must be finite and > 0, got {t!r}")
 
 
