@@ -121,6 +121,7 @@ def test_rebuilt_from_its_state_dict_without_linear_algebra(
         torch.cholesky_solve(v[0], v[0])
     bare = bare_network(state)
     with torch.no_grad():
+        # bit for bit: the same class computes with copies of the same weights
         assert torch.equal(bare(v, T), expected)
         several = torch.tensor([0.02, 0.5, 4.0], dtype=torch.float64)
         assert torch.equal(bare(v, several), network(v, several))
@@ -452,7 +453,9 @@ def test_tied_and_untied_weights(method, form):
     options = {"method": method, "form": form, "bandwidth": 4, "taper": "bohman"}
     tied, untied = (build_score_transformer(law, 6, tied=tied, **options) for tied in (True, False))
     v = noised(law)
-    assert torch.equal(tied(v, T), untied(v, T))
+    assert torch.equal(
+        tied(v, T), untied(v, T)
+    )  # the same products; only who owns a weight differs
     small, large = tied.size(), untied.size()
     of_one = {id(p): p.numel() for p in tied.parameters()}
     assert small.parameters == sum(of_one.values())

@@ -37,6 +37,7 @@ from gptheory.kernels import (
     time_embedding,
     truncate,
 )
+from gptheory.rounding import gamma
 
 LAGS = torch.arange(60, dtype=torch.float64)
 KERNELS = [
@@ -47,7 +48,6 @@ KERNELS = [
     Periodic(1.0, 9.0),
     WhiteNoise(),
 ]
-PSD_ROUNDING = 1e-12  # eigenvalues of a positive semidefinite matrix round to this, relatively
 
 
 def lags_of(matrix: torch.Tensor) -> torch.Tensor:
@@ -59,6 +59,11 @@ def smallest_eigenvalue(matrix: torch.Tensor) -> float:
     """Relative to the largest."""
     values = np.linalg.eigvalsh(matrix.numpy())
     return values[0] / values[-1]
+
+
+def psd_rounding(size: int) -> float:
+    """Of an eigenvalue relative to the largest: entries are off by 8 u, so ‖E‖_F <= 8 u √n ‖A‖."""
+    return gamma(8) * math.sqrt(size) + gamma(8 * size)
 
 
 # ---- laws of every kernel ---------------------------------------------------------------------
@@ -86,7 +91,7 @@ def test_gram_is_a_stationary_covariance(kernel, seq_len):
     )
     assert torch.equal(matrix[1:, 1:], matrix[:-1, :-1])  # Toeplitz
     assert torch.equal(matrix, matrix.T)
-    assert smallest_eigenvalue(matrix) >= -PSD_ROUNDING
+    assert smallest_eigenvalue(matrix) >= -psd_rounding(seq_len)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -210,13 +215,13 @@ def test_hard_truncation_breaks_positivity_and_tapers_do_not():
     matrix = gram(PowerExponential(4.0, 2.0), 32)
     assert smallest_eigenvalue(truncate(matrix, 6)) < -0.01
     for window in TAPERS:
-        assert smallest_eigenvalue(taper(matrix, 6, window)) >= -PSD_ROUNDING
+        assert smallest_eigenvalue(taper(matrix, 6, window)) >= -psd_rounding(32)
 
 
 @given(semidefinite_matrices(), st.integers(1, 15), st.sampled_from(sorted(TAPERS)))
 def test_taper_keeps_positivity_and_the_diagonal(matrix, bandwidth, window):
     result = taper(matrix, bandwidth, window)
-    assert smallest_eigenvalue(result) >= -PSD_ROUNDING
+    assert smallest_eigenvalue(result) >= -psd_rounding(len(result))
     assert_identity(result.diagonal(), matrix.diagonal())
     assert (result[lags_of(matrix) >= bandwidth] == 0).all()
     assert (result.abs() <= matrix.abs() * (1 + 1e-12)).all()
@@ -225,7 +230,7 @@ def test_taper_keeps_positivity_and_the_diagonal(matrix, bandwidth, window):
 @given(st.integers(2, 64), st.sampled_from(sorted(TAPERS)))
 def test_taper_window_is_itself_a_covariance(bandwidth, window):
     ones = torch.ones(80, 80, dtype=torch.float64)
-    assert smallest_eigenvalue(taper(ones, bandwidth, window)) >= -PSD_ROUNDING
+    assert smallest_eigenvalue(taper(ones, bandwidth, window)) >= -psd_rounding(len(ones))
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,8 @@ def test_constructed_attention_reads_positions_only():
         model, v = constructed(form=form, multiplication_depth=12), sequences()
         attending = [s for s in probe.record(model, v, T) if len(s.layer.query)]
         assert attending and all(probe.logit_shares(s)["ee"] == 1 for s in attending)
-        assert torch.equal(probe.Edited(model, probe.without("xx"))(v, T), model(v, T))
+        # logits summed by blocks, and not at once: the same up to rounding only
+        assert_identity(probe.Edited(model, probe.without("xx"))(v, T), model(v, T))
         stopped = probe.Edited(model, probe.without("ee"))(v, T)
         assert relative_norm(stopped, model(v, T)) > 0.1
     bare = next(s for s in probe.record(constructed(), v, T) if not len(s.layer.query))

@@ -1,9 +1,17 @@
-"""The three tolerance classes of the whole test suite, and nothing else decides what is close.
+"""The three tolerance classes of the whole test suite, and what is exact.
 
 - *identity*: two float64 computations of one number. 1e-9 of the largest entry, times the condition
   number of the problem where there is one.
 - *float32*: a float32 result beside its float64 truth. Ten times torch's default for float32.
 - *statistical*: an average of n random numbers beside its expectation. Five standard errors.
+
+A bound that a theorem gives has a floor of rounding instead, ``gptheory.rounding.gamma`` of the
+number of operations times a magnitude, derived where it stands.
+
+*Bit for bit* is claimed of the same code on the same shapes in one process only: a call repeated, a
+copy, a checkpoint, sums whose other terms are zeros, values that are moved or multiplied by one.
+torch places every tensor at a multiple of 64 bytes, so that a copy takes the same instructions. A
+row of a product may round otherwise in another place, in a batch of another size, on other threads.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 from .diffusion import alpha, sigma
 from .precision import full_precision
 from .process import GaussianProcess
+from .rounding import gamma
 from .score import Score, denoise
 from .validation import as_floating, require_positive, require_real, require_sequences
 
@@ -57,7 +58,7 @@ def off_diagonal_correlation(maps: Tensor, target: Tensor) -> Tensor:
         (…,) in float64; 0 where the map or the target is constant off the diagonal.
     """
     _require_maps(maps, target)
-    a, b = (_standardised(_off_diagonal(x)) for x in (maps, target.to(maps.device)))
+    a, b = (_standardised(_off_diagonal(x), x.dtype) for x in (maps, target.to(maps.device)))
     return a @ b
 
 
@@ -164,11 +165,16 @@ def _require_maps(*several: Tensor) -> None:
             raise ValueError(f"a map must have shape (…, N, N), got {tuple(maps.shape)}")
 
 
-def _standardised(x: Tensor) -> Tensor:
-    """Vectors (…, n) with mean 0 and norm 1, or 0 where they are constant."""
+def _standardised(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Vectors (…, n) with mean 0 and norm 1, or 0 where they are constant.
+
+    That is, up to the rounding of a softmax in the dtype in which they were made, some 8 u, and of
+    the mean, γ_n.
+    """
     rest = x - x.mean(dim=-1, keepdim=True)
     size = rest.norm(dim=-1, keepdim=True)
-    return (rest / size).masked_fill(size <= 1e-12 * x.norm(dim=-1, keepdim=True), 0)
+    rounding = gamma(8, dtype) + gamma(x.shape[-1])
+    return (rest / size).masked_fill(size <= rounding * x.norm(dim=-1, keepdim=True), 0)
 
 
 def _off_diagonal(maps: Tensor) -> Tensor:
