@@ -9,12 +9,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from strategies import DEVICES, process, seeded
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptheory.dit import DiT
-from gptheory.ensemble import Member, fit_ensemble
+from gptheory.ensemble import Member, _Stack, fit_ensemble
 from gptheory.metrics import path_kl
-from gptheory.structured import LearnedCovariance
+from gptheory.structured import LearnedCovariance, LearnedSteps
 from gptheory.train import TrainConfig, TrainingDivergedError, fit
+from gptheory.unet import FrameMLP, UNet1d
 
 LAW = process(5, 3)  # odd sizes: no tensor is a multiple of a vector
 CONFIG = TrainConfig(steps=6, batch_size=3, evaluate_at=())
@@ -48,7 +50,13 @@ def threads(count: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-BUILDS = [small_dit, lambda seed: learned(0), lambda seed: learned(1)]
+BUILDS = [
+    small_dit,
+    lambda seed: learned(0),
+    lambda seed: learned(1),
+    lambda seed: LearnedSteps(LAW, 3, momentum=True, generator=seeded(seed)),
+    lambda seed: FrameMLP(3, hidden=8, depth=2, generator=seeded(seed)),
+]
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -64,6 +72,45 @@ def test_who_else_is_in_the_ensemble_does_not_matter(build, batch_size):
             for row, own in zip(rows, fit_ensemble(group, config), strict=True):
                 gap = (weights(own) - weights(together[row])).abs().max()
                 assert gap == 0 if batch_size == 16 else gap < 1e-4
+
+
+class Products(TorchDispatchMode):
+    """What sums over an axis that is not a member's: kind and shapes without the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        shapes = [tuple(x.shape) for x in args if isinstance(x, torch.Tensor)]
+        if name in ("bmm", "baddbmm"):  # alike, whatever the size of the batch
+            shapes = [shape[-2:] for shape in shapes]
+        elif name == "mm":  # by the same matrix; rows stand for members and sequences, in vectors
+            shapes = [(shapes[0][0] % 16, shapes[0][1]), shapes[1]]
+        if name in ("bmm", "baddbmm", "mm", "addmm", "mv", "dot") or "convolution" in name:
+            self.seen.add((name, *shapes))
+        return func(*args, **(kwargs or {}))
+
+
+def products(build, count: int) -> set:
+    """Of one step of training M networks."""
+    stack = _Stack([build(k) for k in range(count)])
+    v = torch.randn(count, 16, 5, 3, generator=seeded(0))
+    with Products() as found:
+        stack(v, torch.full((count, 16), 0.5)).square().sum().backward()
+    return found.seen
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_members_are_a_batch_in_every_product(build):
+    """What the claim above rests on, whatever the machine: products do not see how many there are.
+
+    A convolution does: there members are groups, and the claim is withdrawn.
+    """
+    assert products(build, 2) == products(build, 5) == products(build, 16)
+    of_unet = [products(lambda k: UNet1d(3, 5, 8, generator=seeded(k)), count) for count in (2, 5)]
+    assert all("convolution" in name for name, *_ in of_unet[0] ^ of_unet[1])
 
 
 @pytest.mark.parametrize("weight", ["noise", "velocity"])

@@ -75,9 +75,14 @@ def fit_ensemble(
     draw for all would be another stream for every member.
 
     Accuracy: on one thread, with a batch size that is a multiple of 16, a member ends with the same
-    weights whoever else is in the ensemble, bit for bit. (The last numbers of a tensor whose size
-    is no multiple of a vector are computed by other instructions, and M decides which are last.)
-    Otherwise, and against :func:`gptheory.train.fit`, up to rounding, which grows with the steps.
+    weights whoever else is in the ensemble, bit for bit, as long as its network makes of the
+    members a *batch* of matrix products: libraries compute every matrix of a batch alike. That
+    holds for all networks here but :class:`gptheory.unet.UNet1d`. It does not hold where members
+    become the columns of one product (of a weight that is a vector with a matrix that is none),
+    whose order of summation M may decide; nor for convolutions, whose groups they become. (The last
+    numbers of a tensor whose size is no multiple of a vector are computed by other instructions,
+    and M decides which are last; hence the batch size.) Otherwise, and against
+    :func:`gptheory.train.fit`, up to rounding, which grows with the steps.
     """
     if not members:
         raise ValueError("an ensemble needs at least one member, got none")
