@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gptheory import store
@@ -17,6 +19,7 @@ from gptheory.store import (
     DamagedFileError,
     digest,
     load_arrays,
+    packed,
     provenance,
     remembered,
     save_arrays,
@@ -108,6 +111,55 @@ def test_arrays_and_record_come_back_bit_for_bit(tmp_path):
         assert arrays[name].dtype == value.dtype and torch.equal(arrays[name], value), name
 
 
+def test_equal_content_is_equal_bytes():
+    first = packed(ARRAYS, RECORD)
+    assert {packed(ARRAYS, RECORD) for _ in range(12)} == {first}
+    assert packed(dict(reversed(ARRAYS.items())), RECORD) == first
+    assert packed(ARRAYS, dict(reversed(RECORD.items()))) != first, "columns have an order"
+
+
+def test_equal_content_is_equal_bytes_in_every_process():
+    """Python's own hashes of strings differ from process to process."""
+    code = (
+        "import hashlib, torch; from gptheory.store import packed;"
+        "arrays = {name: torch.ones(2) for name in 'abcdef'};"
+        "print(hashlib.sha256(packed(arrays, {'x': 1, 'y': 2})).hexdigest())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(told) == 1 and len(told.pop().strip()) == 64
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_files_have_the_form_of_safetensors(length, tmp_path):
+    """Any reader of safetensors takes them: length, header padded with spaces to eight, data."""
+    content = packed({"x" * (length + 1): torch.arange(3.0)}, RECORD)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert size % 8 == 0 and content[8:9] == b"{" and content[8 + size - 1 :][:1] in b"} "
+    assert header["__metadata__"]["format"] == store.FORMAT
+    assert safetensors.torch.load(content)["x" * (length + 1)].tolist() == [0, 1, 2]
+
+
+def test_files_whose_header_has_another_order_still_load(tmp_path):
+    """As older versions wrote them."""
+    content = packed(ARRAYS, RECORD)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    metadata = dict(reversed(header.pop("__metadata__").items()))
+    turned = json.dumps({"__metadata__": metadata} | dict(reversed(header.items()))).encode()
+    turned += b" " * (-len(turned) % 8)
+    (tmp_path / "a").write_bytes(len(turned).to_bytes(8, "little") + turned + content[8 + size :])
+    arrays, record = load_arrays(tmp_path / "a")
+    assert record == RECORD and torch.equal(arrays["matrix"], ARRAYS["matrix"])
+
+
 def test_views_of_one_tensor_are_stored_as_they_are(tmp_path):
     base = torch.arange(6.0).reshape(2, 3)
     parts = {"row": base[1], "column": base[:, 1], "turned": base.T, "all": base}
@@ -136,10 +188,8 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
 
 
 def test_foreign_files_are_refused(tmp_path):
-    from safetensors.torch import save
-
     path = tmp_path / "a"
-    path.write_bytes(save({"x": torch.zeros(2)}))
+    path.write_bytes(safetensors.torch.save({"x": torch.zeros(2)}))
     with pytest.raises(DamagedFileError, match="not written by gptheory"):
         load_arrays(path)
     with pytest.raises(FileNotFoundError, match="there is no file"):

@@ -105,13 +105,18 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Tensor], record: Mapping[
 
 
 def packed(arrays: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
-    """The content of the file that :func:`save_arrays` writes."""
+    """The content of the file that :func:`save_arrays` writes: equal for equal content.
+
+    Args:
+        arrays: in any order.
+        record: in this order, which is part of the content (columns of a table have one).
+    """
     # copies: safetensors refuses tensors that share memory
     layout = torch.contiguous_format
     arrays = {k: x.detach().cpu().clone(memory_format=layout) for k, x in arrays.items()}
     text = to_json(record)
     header = {"format": FORMAT, "record": text, "digest": _digest(arrays, text)}
-    return save(arrays, metadata=header)
+    return _canonical(save(arrays, metadata=header))
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -201,6 +206,18 @@ def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"expected JSON values or numbers of numpy, got {type(value).__name__}")
+
+
+def _canonical(content: bytes) -> bytes:
+    """The same safetensors file with the entries of its header in alphabetical order.
+
+    safetensors keeps metadata in a hash map, whose order changes from call to call. Offsets of
+    tensors count from the end of the header, so that its length is free.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = to_json(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # data must begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def _digest(arrays: Mapping[str, Tensor], text: str) -> str:
