@@ -25,6 +25,7 @@ from .polyattention import attention_gradient, exact_attention_gradient, poly_at
 from .precision import full_precision
 from .results import save_result
 from .store import provenance
+from .threads import one_thread
 
 FITTED = (2**11, 2**16)  # lengths from which exponents are fitted
 RADIUS = 1.0  # entries are uniform in [−1, 1] and the scale is 1/d
@@ -133,16 +134,13 @@ def attention_growth(
     accelerator), bytes alive at the peak and numbers in the largest tensor.
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
-    start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    start = time.perf_counter()
+    with one_thread():
         rows = [
             {"method": method, "L": n, **row}
             for n in settings.lengths
             for method, row in _measured(settings, n, device).items()
         ]
-    finally:
-        torch.set_num_threads(threads)
     table = pd.DataFrame(rows)
     numbers = {
         method: {

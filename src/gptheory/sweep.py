@@ -12,8 +12,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -37,6 +36,7 @@ from .store import (
     to_json,
     write_atomically,
 )
+from .threads import one_thread
 from .train import TrainConfig, TrainingDivergedError
 
 GROUP = 16  # networks trained together
@@ -73,7 +73,7 @@ def sweep(
 
     Groups run through joblib: inside ``joblib.parallel_config(backend=...)`` they run on that
     backend, an existing Dask cluster for example, whose workers must see the folder. Training
-    computes on one thread a process.
+    computes on one thread a group (:mod:`gptheory.threads`).
 
     Args:
         cells: the grid, see :func:`grid`; duplicates count once.
@@ -163,7 +163,7 @@ def _run_group(group: tuple[SweepCell, ...], folder: Path) -> list[SweepCell]:
     # weights outlive a kill until every cell has its file: no finished cell is trained again
     kind = group[0].FORMAT  # trained otherwise, weights are others
     path = folder / f"{digest([kind, *(cell.name for cell in group)])[:20]}.weights"
-    with _one_thread():
+    with one_thread():  # groups fill the cores
         start = time.thread_time()
         scores = _scores(missing, path)
         share = (time.thread_time() - start) / len(missing)
@@ -277,14 +277,3 @@ def _report_unusable(folder: Path, cells: Sequence[SweepCell]) -> None:
             f" {unusable[0]} among them; their cells are computed again",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: groups fill the cores, and sums do not depend on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
