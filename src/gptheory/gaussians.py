@@ -8,7 +8,7 @@ import numpy as np
 from scipy import linalg, special
 from torch import Tensor
 
-from .validation import NotPSDError, require_finite, require_symmetric
+from .validation import NotPSDError, require_finite, require_real, require_symmetric
 
 ROUNDING = 4 * np.finfo(float).eps  # of an eigenvalue, for each row, relative to the largest one
 
@@ -127,6 +127,7 @@ def _gaussian_pair(
             continue
         if tuple(mean.shape) != (len(cov_p),):
             raise ValueError(f"{name} must have shape ({len(cov_p)},), got {tuple(mean.shape)}")
+        require_real(name, mean)
         require_finite(name, mean)
         delta = delta + sign * mean.detach().cpu().double().numpy()
     return cov_p, cov_q, delta

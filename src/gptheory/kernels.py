@@ -17,7 +17,13 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from .validation import require_count, require_finite, require_positive, require_symmetric
+from .validation import (
+    require_count,
+    require_finite,
+    require_positive,
+    require_real,
+    require_symmetric,
+)
 
 
 class Kernel(ABC):
@@ -225,6 +231,7 @@ def toeplitz(values: Tensor) -> Tensor:
     Returns:
         (N, N), dtype and device of the values; differentiable.
     """
+    require_real("values", values)
     return values[_lags(len(values)).to(values.device)]
 
 
@@ -358,6 +365,7 @@ def random_covariance(
 def _floating(lag: Tensor | float) -> Tensor:
     if not isinstance(lag, Tensor):
         return torch.as_tensor(lag, dtype=torch.float64, device="cpu")
+    require_real("the lag", lag)
     return lag if lag.is_floating_point() else lag.double()
 
 

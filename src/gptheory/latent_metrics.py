@@ -11,7 +11,13 @@ from .diffusion import half_log_snr, perturb, sigma, stratified_steps
 from .latent import SubspaceData
 from .precision import full_precision
 from .score import Score
-from .validation import require_count, require_positive, require_sequences
+from .validation import (
+    require_count,
+    require_finite,
+    require_floating,
+    require_positive,
+    require_sequences,
+)
 
 STEPS = (0.02, 4.0)  # diffusion steps of trainings and errors in chapter 9, T_0 and T
 
@@ -85,9 +91,11 @@ def orthogonal_energy(x: Tensor, data: SubspaceData) -> float:
     Raises:
         ValueError: for a wrong shape, no vectors, or d_0 = D.
     """
+    require_sequences("x", x, 1, data.dim)
     require_count("the number of vectors", len(x))
     if data.latent_dim == data.dim:
         raise ValueError("no direction is orthogonal to the whole space: d_0 = D")
+    require_finite("x", x)
     off = data.split(x)[1].double()
     return off.square().sum().item() / (len(x) * (data.dim - data.latent_dim))
 
@@ -114,7 +122,9 @@ def sliced_distance(
     Raises:
         ValueError: for shapes that differ or no directions.
     """
-    require_sequences("x", x)
+    for name, each in (("x", x), ("y", y)):
+        require_sequences(name, each)
+        require_finite(name, each)
     require_count("directions", directions)
     if x.shape != y.shape:
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -142,6 +152,8 @@ def expected_pca_error(variances: Tensor, noise: float, ambient_dim: int, n: int
         n: samples.
     """
     require_count("n", n)
+    require_floating("variances", variances)
+    require_finite("variances", variances)
     terms = noise**2 * (variances + noise**2) / variances**2
     return (2 * (ambient_dim - len(variances)) / n * terms.sum()).item()
 

@@ -22,7 +22,13 @@ from .precision import full_precision
 from .process import GaussianProcess
 from .sample import sample, step_grid, trajectory
 from .score import ExactScore, Score
-from .validation import require_count, require_finite, require_sequences
+from .validation import (
+    require_count,
+    require_finite,
+    require_floating,
+    require_real,
+    require_sequences,
+)
 
 __all__ = [
     "coupled_ode_error",
@@ -97,13 +103,17 @@ def spatial_covariance(x: Tensor, mean: Tensor | None = None, frame: int | None 
 
 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:
-    """Relative Frobenius error, ‖estimate − truth‖ / ‖truth‖, in float64.
+    """Relative Frobenius error, ‖estimate − truth‖ / ‖truth‖, in float64 on the truth's device.
 
     Raises:
-        ValueError: for shapes that differ or a truth that is zero.
+        ValueError: for shapes that differ, values that are not real and finite, or a truth that is
+            zero.
     """
     if estimate.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(estimate.shape)} and {tuple(truth.shape)}")
+    for name, values in (("estimate", estimate), ("truth", truth)):
+        require_real(name, values)
+        require_finite(name, values)
     truth = truth.double()
     norm = truth.norm()
     if norm == 0:
@@ -165,10 +175,12 @@ def lag_correlations(temporal: Tensor) -> Tensor:
         (N,), one correlation per lag m = 0..N−1; the first is 1.
 
     Raises:
-        ValueError: for a matrix that is not square.
+        ValueError: for a matrix that is not square, floating point and finite.
     """
+    require_floating("temporal", temporal)
     if temporal.ndim != 2 or temporal.shape[0] != temporal.shape[1]:
         raise ValueError(f"temporal must be a square matrix, got shape {tuple(temporal.shape)}")
+    require_finite("temporal", temporal)
     averages = torch.stack([temporal.diagonal(m).mean() for m in range(len(temporal))])
     return averages / averages[0]
 
@@ -387,3 +399,6 @@ def _require_mean(x: Tensor, mean: Tensor | None) -> None:
             f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
             f" got {tuple(mean.shape)}"
         )
+    if mean is not None:
+        require_real("mean", mean)
+        require_finite("mean", mean)

@@ -28,7 +28,7 @@ class GaussianMixture:
     Args:
         means: m_k, (K, L, d).
         covariance: one C for all components or one each, (L·d, L·d) or (K, L·d, L·d), positive
-            semidefinite.
+            semidefinite, moved to the device of the means.
         weights: w_k >= 0, normalised here; equal if absent.
 
     Attributes:
@@ -52,6 +52,7 @@ class GaussianMixture:
         count, self.seq_len, self.dim = means.shape
         self.means = means.double().flatten(1).clone()
         size = self.means.shape[1]
+        covariance = covariance.to(self.means.device)
         covariances = covariance.expand(count, -1, -1) if covariance.ndim == 2 else covariance
         if covariances.shape != (count, size, size):
             raise ValueError(

@@ -22,6 +22,7 @@ from .validation import (
     NotPSDError,
     require_count,
     require_finite,
+    require_real,
     require_sequences,
     require_symmetric,
 )
@@ -201,7 +202,9 @@ class GaussianProcess:
     def _frame_means(self, mean: Tensor | None) -> Tensor:
         if mean is None:
             return self.spatial.new_zeros(self.seq_len, self.dim)
-        mean = torch.as_tensor(mean, device=self.spatial.device).to(self.spatial)
+        mean = torch.as_tensor(mean, device=self.spatial.device)
+        require_real("mean", mean)
+        mean = mean.to(self.spatial)
         expected = (self.seq_len, self.dim)
         if mean.shape not in ((self.dim,), expected):
             raise ValueError(

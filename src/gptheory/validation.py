@@ -50,10 +50,47 @@ def require_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
 
 
+def require_real(name: str, values: Tensor) -> None:
+    """Raise for complex numbers: torch would drop their imaginary part, or compute with it."""
+    if values.is_complex():
+        raise ValueError(
+            f"{name} must be real, got {_kind(values)}; where the imaginary part is rounding, take"
+            " its .real"
+        )
+
+
+def require_floating(name: str, x: Tensor, shape: str = "") -> None:
+    """Raise unless ``x`` is a tensor of floating point.
+
+    Args:
+        name: what the caller knows it by.
+        x: the tensor.
+        shape: the shape that is expected, in words.
+    """
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return
+    hint = ""
+    if isinstance(x, Tensor):
+        hint = "; take its .real" if x.is_complex() else f"; pass {name}.float() or .double()"
+    expected = f"a floating-point tensor {shape}".rstrip()
+    raise ValueError(f"{name} must be {expected}, got {_kind(x)}{hint}")
+
+
+def require_one_device(**tensors: Tensor) -> None:
+    """Raise unless all tensors, given by name, are on one device."""
+    if len({x.device for x in tensors.values()}) > 1:
+        given = ", ".join(f"{name} on {x.device}" for name, x in tensors.items())
+        raise ValueError(f"{', '.join(tensors)} must be on one device, got {given}")
+
+
 def require_symmetric(name: str, matrix: Tensor) -> Tensor:
-    """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so."""
+    """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so.
+
+    Integers convert exactly, and so do nested lists of numbers.
+    """
     if not isinstance(matrix, Tensor):  # torch's default device may be any
         matrix = torch.as_tensor(matrix, dtype=torch.float64, device="cpu")
+    require_real(name, matrix)
     matrix = matrix.double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}")
@@ -72,8 +109,7 @@ def require_sequences(
 ) -> None:
     """Raise unless ``x`` is floating point of shape (batch, seq_len, dim)."""
     expected = f"(batch, {seq_len or 'seq_len'}, {dim or 'dim'})"
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor {expected}, got {_kind(x)}")
+    require_floating(name, x, expected)
     fits = x.ndim == 3 and seq_len in (None, x.shape[1]) and dim in (None, x.shape[2])
     if not fits or 0 in x.shape[1:]:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
@@ -87,6 +123,7 @@ def require_step(t: float | Tensor) -> None:
     level is a square root.
     """
     if isinstance(t, Tensor):
+        require_real("the diffusion step t", t)
         if t.device.type != "cpu" or torch.compiler.is_compiling() or is_batchedtensor(t):
             return
         bad = t[~(torch.isfinite(t) & (t > 0))]
