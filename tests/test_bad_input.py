@@ -65,14 +65,18 @@ NUMBERS = """
     kernels.Kernel.__call__ lag; kernels.embedding_distance lag; kernels.toeplitz values;
     diffusion.alpha t; diffusion.sigma t; diffusion.half_log_snr t; diffusion.step_at half_log_snr;
     diffusion.floating_step t; precondition.Clock.forward t; transformer.StepFeatures.forward t;
-    transformer.Lift.forward t; matching.matching_error t; validation.require_real values
+    transformer.Lift.forward t; matching.matching_error t; diffusion.levels t;
+    validation.require_real values
 """
 # steps that are looked at, where they lie on the CPU
 STEPS = """
     diffusion.perturb t; matching.matching_loss t; unroll.UnrolledScore.extremes t;
     unroll.UnrolledScore.limit t; unroll.UnrolledScore.condition_number t;
     validation.require_step t; structured.LearnedSteps.coefficients t;
-    latent.SubspaceData.latent_score t; latent.LatentScore.forward t; latent.FullScore.forward t
+    latent.SubspaceData.latent_score t; latent.LatentScore.forward t;
+    latent.FullScore.forward t; latent.SubspaceData.score t; mixture.GaussianMixture.score t;
+    score.ExactScore.__call__ t; unroll.UnrolledScore.__call__ t; structured.WienerScore.__call__ t;
+    structured.LearnedSteps.forward t; structured.LearnedCovariance.forward t
 """
 # covariances, means, what is compared: integers convert exactly
 MATRICES = """
