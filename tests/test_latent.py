@@ -335,7 +335,7 @@ def test_pca_error_of_noisy_samples():
         (lambda: SubspaceData(2 * torch.eye(9, 4), LAWS["mixture"]()), "must be orthonormal.*by 3"),
         (lambda: SubspaceData(torch.eye(9, 3), LAWS["mixture"]()), "has 3 columns.* 2 x 2"),
         (lambda: SubspaceData(torch.eye(9, 4), LAWS["mixture"](), -1.0), "noise must be finite"),
-        (lambda: SubspaceData(torch.ones(9), LAWS["mixture"]()), r"must be a matrix \(D, d_0\)"),
+        (lambda: SubspaceData(torch.ones(9), LAWS["mixture"]()), r"basis must be a matrix.*\(9,\)"),
         (lambda: LatentScore(9, 5, network()), "5 coordinates cannot be divided into tokens of 2"),
         (lambda: LatentScore(9, 6, network()), "2 tokens of 2.*needs 3 tokens"),
         (lambda: subspace_error(torch.eye(5, 2), torch.eye(6, 2)), "5 and 6 dimensions"),

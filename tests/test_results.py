@@ -74,6 +74,14 @@ def test_results_come_back_with_their_provenance(stored):
     assert stored_results(folder) == ["demo"]
 
 
+def test_equal_results_are_equal_files(tmp_path):
+    saved = {save_value(tmp_path / str(k), 0.5) for k in range(12)}
+    for suffix in (".json", ".safetensors"):
+        assert len({path.with_suffix(suffix).read_bytes() for path in saved}) == 1, suffix
+    again = move_value(tmp_path / "moved", 0.5)
+    assert again.read_bytes() == saved.pop().read_bytes()
+
+
 def test_missing_results_say_what_there_is(stored, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no result 'other' .* there are: demo"):
         load_result("other", stored[0])

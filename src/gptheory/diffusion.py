@@ -11,7 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from .validation import require_count, require_range, require_sequences, require_step
+from .validation import (
+    require_count,
+    require_floating,
+    require_range,
+    require_real,
+    require_sequences,
+    require_step,
+)
 
 
 def alpha(t: float | Tensor) -> float | Tensor:
@@ -21,8 +28,10 @@ def alpha(t: float | Tensor) -> float | Tensor:
         t: diffusion step, a number or a tensor of any shape.
 
     Returns:
-        A number for a number, a tensor of the same shape, dtype and device for a tensor.
+        A number for a number, a tensor of the same shape, device and floating dtype (float64 for
+        integers) for a tensor.
     """
+    t = floating_step(t)
     return torch.exp(-t / 2) if isinstance(t, Tensor) else math.exp(-t / 2)
 
 
@@ -35,8 +44,10 @@ def sigma(t: float | Tensor) -> float | Tensor:
         t: diffusion step >= 0, a number or a tensor of any shape.
 
     Returns:
-        A number for a number, a tensor of the same shape, dtype and device for a tensor.
+        A number for a number, a tensor of the same shape, device and floating dtype (float64 for
+        integers) for a tensor.
     """
+    t = floating_step(t)
     return torch.sqrt(-torch.expm1(-t)) if isinstance(t, Tensor) else math.sqrt(-math.expm1(-t))
 
 
@@ -45,6 +56,7 @@ def half_log_snr(t: float | Tensor) -> float | Tensor:
 
     The natural clock of diffusion solvers: in it, the difficulty of denoising is spread evenly.
     """
+    t = floating_step(t)
     if isinstance(t, Tensor):
         return -0.5 * (t + torch.log(-torch.expm1(-t)))
     return -0.5 * (t + math.log(-math.expm1(-t)))
@@ -55,6 +67,7 @@ def step_at(half_log_snr: float | Tensor) -> float | Tensor:
 
     The inverse of :func:`half_log_snr`, without cancellation at either end.
     """
+    half_log_snr = floating_step(half_log_snr)
     if isinstance(half_log_snr, Tensor):
         return torch.logaddexp(-2 * half_log_snr, torch.zeros_like(half_log_snr))
     # log(1 + e^a) = max(a, 0) + log(1 + e^-|a|), whose exponential cannot overflow
@@ -88,7 +101,10 @@ def stratified_steps(
 
 def floating_step(t: float | Tensor) -> float | Tensor:
     """The step; integers in a tensor as float64, for torch takes their exponentials in float32."""
-    return t.double() if isinstance(t, Tensor) and not t.is_floating_point() else t
+    if not isinstance(t, Tensor):
+        return t
+    require_real("the diffusion step t", t)
+    return t if t.is_floating_point() else t.double()
 
 
 def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor]:
@@ -104,6 +120,7 @@ def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor
     Raises:
         ValueError: if t has neither one entry nor one per sequence.
     """
+    require_floating("v", v)
     if not isinstance(t, Tensor):
         return alpha(t), sigma(t)
     if t.shape not in ((), (1,), (len(v),)):
@@ -116,6 +133,7 @@ def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor
 
 def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal numbers, shape, dtype and device of x, drawn on the generator's device."""
+    require_floating("x", x)
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 

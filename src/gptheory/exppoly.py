@@ -21,7 +21,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import gammaln, i0e
 from torch import Tensor
 
-from .validation import require_count, require_positive
+from .validation import require_count, require_floating, require_positive
 
 KINDS = ("minimax", "taylor")
 EXCHANGES = 30  # of Remez's algorithm; four or five are enough far from rounding
@@ -63,6 +63,7 @@ class ExpPolynomial:
 
     def __call__(self, s: Tensor) -> Tensor:
         """P(s), entry by entry, dtype and device of s; certified where |s| <= radius only."""
+        require_floating("s", s)
         value = torch.full_like(s, self.coefficients[-1])
         for coefficient in self.coefficients[-2::-1]:
             value = value * s + coefficient

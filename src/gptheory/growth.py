@@ -21,7 +21,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .polyattention import attention_gradient, exact_attention_gradient, poly_attention
+from .polyattention import (
+    attention_gradient,
+    exact_attention_gradient,
+    poly_attention,
+    require_attention,
+)
 from .precision import full_precision
 from .results import save_result
 from .store import provenance
@@ -87,6 +92,7 @@ def peak_resident_bytes() -> int:
 @full_precision()
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention by its L × M map, the textbook way."""
+    require_attention(q, k, v)
     return (scale * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 
 

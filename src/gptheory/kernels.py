@@ -373,6 +373,5 @@ def _lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
 
 def _lag_over_bandwidth(gram: Tensor, bandwidth: int) -> Tensor:
     require_count("bandwidth", bandwidth)
-    require_real("the Gram matrix", gram)
     require_symmetric("the Gram matrix", gram)
     return _lags(len(gram)).to(gram) / bandwidth

@@ -26,8 +26,8 @@ from .spectra import oriented, orthonormal
 from .validation import (
     require_count,
     require_finite,
+    require_floating,
     require_nonnegative,
-    require_real,
     require_sequences,
     require_step,
 )
@@ -156,6 +156,7 @@ def smoothed(score: Score, noise: float) -> Score:
         return score
 
     def shifted(v: Tensor, t: float | Tensor) -> Tensor:
+        require_sequences("v", v)
         require_step(t)
         levels(t, v)  # raises for steps that do not fit the batch
         t = floating_step(t)
@@ -370,7 +371,7 @@ def warn_if_few(n: int, latent_dim: int) -> None:
 
 def require_orthonormal(name: str, basis: Tensor) -> Tensor:
     """Return a (D, d_0) matrix in float64; raise unless its columns are orthonormal to 1e-5."""
-    require_real(name, basis)
+    require_floating(name, basis, "(D, d_0)")
     if basis.ndim != 2:
         raise ValueError(f"{name} must be a matrix (D, d_0), got shape {tuple(basis.shape)}")
     require_sizes(*basis.shape)

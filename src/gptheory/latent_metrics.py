@@ -14,6 +14,7 @@ from .score import Score
 from .validation import (
     require_count,
     require_finite,
+    require_floating,
     require_positive,
     require_sequences,
 )
@@ -90,9 +91,11 @@ def orthogonal_energy(x: Tensor, data: SubspaceData) -> float:
     Raises:
         ValueError: for a wrong shape, no vectors, or d_0 = D.
     """
+    require_sequences("x", x, 1, data.dim)
     require_count("the number of vectors", len(x))
     if data.latent_dim == data.dim:
         raise ValueError("no direction is orthogonal to the whole space: d_0 = D")
+    require_finite("x", x)
     off = data.split(x)[1].double()
     return off.square().sum().item() / (len(x) * (data.dim - data.latent_dim))
 
@@ -119,13 +122,12 @@ def sliced_distance(
     Raises:
         ValueError: for shapes that differ, numbers that are not finite, or no directions.
     """
-    require_sequences("x", x)
+    for name, each in (("x", x), ("y", y)):
+        require_sequences(name, each)
+        require_finite(name, each)
     require_count("directions", directions)
-    require_sequences("y", y)
     if x.shape != y.shape:
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-    require_finite("x", x)
-    require_finite("y", y)
     device = x.device if generator is None else generator.device
     size = x[0].numel()
     draw = {"generator": generator, "dtype": torch.float32, "device": device}
@@ -150,6 +152,8 @@ def expected_pca_error(variances: Tensor, noise: float, ambient_dim: int, n: int
         n: samples.
     """
     require_count("n", n)
+    require_floating("variances", variances)
+    require_finite("variances", variances)
     terms = noise**2 * (variances + noise**2) / variances**2
     return (2 * (ambient_dim - len(variances)) / n * terms.sum()).item()
 

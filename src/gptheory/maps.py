@@ -15,7 +15,7 @@ from .precision import full_precision
 from .process import GaussianProcess
 from .rounding import gamma
 from .score import Score, denoise
-from .validation import as_floating, require_positive, require_real, require_sequences
+from .validation import require_finite, require_floating, require_positive, require_sequences
 
 JACOBIAN_TOKENS = 2**17  # frames that go through a network at a time
 
@@ -39,7 +39,8 @@ def denoising_operator(covariance: Tensor, t: float) -> Tensor:
         ValueError: for a matrix that is not square, or a step that is not > 0.
     """
     require_positive("the diffusion step t", t)
-    covariance = as_floating("the covariance", covariance)
+    require_floating("covariance", covariance)
+    require_finite("covariance", covariance)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"expected a square covariance, got shape {tuple(covariance.shape)}")
     noise = sigma(t) ** 2 * torch.eye(
@@ -57,7 +58,7 @@ def off_diagonal_correlation(maps: Tensor, target: Tensor) -> Tensor:
     Returns:
         (…,) in float64; 0 where the map or the target is constant off the diagonal.
     """
-    _require_maps(maps, target)
+    _require_maps(maps=maps, target=target)
     a, b = (_standardised(_off_diagonal(x), x.dtype) for x in (maps, target.to(maps.device)))
     return a @ b
 
@@ -75,7 +76,7 @@ def explained(target: Tensor, maps: Tensor, diagonal: bool = True) -> float:
     Returns:
         1 minus the share of the variance of the target's entries that the best c leave.
     """
-    _require_maps(maps, target)
+    _require_maps(maps=maps, target=target)
     rows = [x.flatten(-2).double() if diagonal else _off_diagonal(x) for x in (maps, target)]
     regressors, w = rows[0].T, rows[1].to(rows[0])
     regressors, w = regressors - regressors.mean(dim=0), w - w.mean()
@@ -90,7 +91,7 @@ def mean_lag(maps: Tensor) -> Tensor:
     Takes (…, N, N) with entries >= 0, returns (…,). For uniform attention it is
     :math:`(N^2-1)/(3N)`.
     """
-    _require_maps(maps)
+    _require_maps(maps=maps)
     index = torch.arange(maps.shape[-1], device=maps.device)
     lag = (index[:, None] - index).abs().to(maps)
     return (maps * lag).sum(dim=(-2, -1)) / maps.sum(dim=(-2, -1))
@@ -102,7 +103,7 @@ def contrast(maps: Tensor) -> Tensor:
     Rows are scaled to sum to 1 first, and their contrasts averaged. Takes (…, N, N), N > 1, with
     entries >= 0; returns (…,): 0 for uniform rows, 1 for rows with a single entry.
     """
-    _require_maps(maps)
+    _require_maps(maps=maps)
     rows = maps / maps.sum(dim=-1, keepdim=True)
     entropy = torch.special.entr(rows).sum(dim=-1).mean(dim=-1)
     return 1 - entropy / math.log(maps.shape[-1])
@@ -113,8 +114,8 @@ def lag_profile(maps: Tensor) -> Tensor:
 
     Entry N − 1 + m belongs to lag m: frame i reads frame i + m.
     """
-    _require_maps(maps)
-    maps, n = as_floating("a map", maps), maps.shape[-1]
+    _require_maps(maps=maps)
+    n = maps.shape[-1]
     return torch.stack([maps.diagonal(m, -2, -1).mean(dim=-1) for m in range(1 - n, n)], dim=-1)
 
 
@@ -157,12 +158,12 @@ def exact_jacobian(process: GaussianProcess, t: float) -> Tensor:
     return alpha(t) * denoising_operator(process.covariance(), t)
 
 
-def _require_maps(*several: Tensor) -> None:
-    """Raise unless each is real, (…, N, N)."""
-    for maps in several:
-        require_real("a map", maps)
-        if maps.ndim < 2 or maps.shape[-1] != maps.shape[-2]:
-            raise ValueError(f"a map must have shape (…, N, N), got {tuple(maps.shape)}")
+def _require_maps(**maps: Tensor) -> None:
+    for name, x in maps.items():
+        require_floating(name, x, "(..., N, N)")
+        if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"{name} must have shape (..., N, N), got {tuple(x.shape)}")
+        require_finite(name, x)
 
 
 def _standardised(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,7 @@ from .score import ExactScore, Score
 from .validation import (
     require_count,
     require_finite,
+    require_floating,
     require_real,
     require_sequences,
     require_values,
@@ -103,18 +104,17 @@ def spatial_covariance(x: Tensor, mean: Tensor | None = None, frame: int | None 
 
 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:
-    """Relative Frobenius error, ‖estimate − truth‖ / ‖truth‖, in float64.
-
-    NaN in either is NaN in the error: a network that diverged has no other.
+    """Relative Frobenius error, ‖estimate − truth‖ / ‖truth‖, in float64 on the truth's device.
 
     Raises:
-        ValueError: for numbers that are not real, shapes that differ or a truth that is zero.
+        ValueError: for shapes that differ, values that are not real and finite, or a truth that is
+            zero.
     """
-    for name, values in (("estimate", estimate), ("truth", truth)):
-        require_real(name, values)
-        require_values(name, values)
     if estimate.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(estimate.shape)} and {tuple(truth.shape)}")
+    for name, values in (("estimate", estimate), ("truth", truth)):
+        require_real(name, values)
+        require_finite(name, values)
     truth = truth.double()
     norm = truth.norm()
     if norm == 0:
@@ -176,10 +176,12 @@ def lag_correlations(temporal: Tensor) -> Tensor:
         (N,), one correlation per lag m = 0..N−1; the first is 1.
 
     Raises:
-        ValueError: for a matrix that is not square.
+        ValueError: for a matrix that is not square, floating point and finite.
     """
+    require_floating("temporal", temporal)
     if temporal.ndim != 2 or temporal.shape[0] != temporal.shape[1]:
         raise ValueError(f"temporal must be a square matrix, got shape {tuple(temporal.shape)}")
+    require_finite("temporal", temporal)
     averages = torch.stack([temporal.diagonal(m).mean() for m in range(len(temporal))])
     return averages / averages[0]
 
@@ -397,9 +399,9 @@ def _require_mean(x: Tensor, mean: Tensor | None) -> None:
     if mean is None:
         return
     require_real("mean", mean)
-    require_values("mean", mean)
     if mean.shape not in (x.shape[1:], x.shape[2:]):
         raise ValueError(
             f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
             f" got {tuple(mean.shape)}"
         )
+    require_finite("mean", mean)

@@ -29,7 +29,7 @@ class GaussianMixture:
     Args:
         means: m_k, (K, L, d).
         covariance: one C for all components or one each, (L·d, L·d) or (K, L·d, L·d), positive
-            semidefinite.
+            semidefinite, moved to the device of the means.
         weights: w_k >= 0, normalised here; equal if absent.
 
     Attributes:
@@ -55,6 +55,7 @@ class GaussianMixture:
         self.means = means.double().flatten(1).clone()
         size = self.means.shape[1]
         require_real("covariance", covariance)
+        covariance = covariance.to(self.means.device)
         covariances = covariance.expand(count, -1, -1) if covariance.ndim == 2 else covariance
         if covariances.shape != (count, size, size):
             raise ValueError(

@@ -24,7 +24,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .exppoly import ExpPolynomial, degree_for, exp_polynomial, rank_exponent
 from .precision import full_precision
-from .validation import require_count, require_positive, require_together, require_values
+from .validation import (
+    require_count,
+    require_finite,
+    require_floating,
+    require_one_device,
+    require_positive,
+)
 from .wrappers import lasting
 
 __all__ = [
@@ -89,8 +95,9 @@ def poly_attention(
         (..., L, d_v), dtype and device of q.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, arguments out of range, logits beyond the
-            range, or a polynomial whose error, rounding included, is not below 1.
+        ValueError: for shapes, dtypes or devices that do not fit, entries that are not finite,
+            arguments out of range, logits beyond the range, or a polynomial whose error, rounding
+            included, is not below 1.
 
     Warns:
         DenseIsCheaperWarning: where r > M.
@@ -100,7 +107,7 @@ def poly_attention(
     on top of it rounding, of order :math:`u\,e^{2R}`. Both hold in every context, also under
     autocast and with a lower precision of products (see :mod:`gptheory.precision`).
     """
-    _require_attention(q, k, v)
+    require_attention(q, k, v)
     scale = 1 / q.shape[-1] if scale is None else float(scale)
     polynomial = _certified(q, k, scale, degree, radius, kind, beyond)
     require_count("chunk", chunk)
@@ -115,6 +122,8 @@ def poly_attention(
     state = 0.0
     for keys, values in zip(k.split(chunk, -2), v.split(chunk, -2), strict=True):
         state = state + _lean(_summarise, keys, values, polynomial.degree)
+    if not torch.isfinite(state).all():  # queries and keys are finite; to look at v costs more
+        require_finite("v", v)
     state = weights * state  # (..., r, d_v + 1)
     blocks = (_lean(_read, queries, state, polynomial.degree) for queries in q.split(chunk, -2))
     if torch.is_grad_enabled() and (state.requires_grad or q.requires_grad):
@@ -164,6 +173,9 @@ def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     Returns:
         The bound; NaN or infinite where an entry is.
     """
+    require_one_device(q=q, k=k)
+    for name, x in (("q", q), ("k", k)):
+        require_floating(name, x)
     norms = [[y.norm(dim=-1).amax() for y in x.detach().split(CHUNK, -2)] for x in (q, k)]
     product = abs(scale) * math.prod(torch.stack(each).amax().item() for each in norms)
     return product * (1 + 4 * q.shape[-1] * torch.finfo(q.dtype).eps)  # the norms are rounded
@@ -320,12 +332,15 @@ def _certified(
     return polynomial
 
 
-def _require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless shapes, dtypes and devices fit together."""
-    require_together(q=q, k=k, v=v)
-    require_values("q, k and v", q)
-    if q.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"q, k and v must be float32 or float64, got {q.dtype}")
+def require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless queries, keys and values fit together: shapes, dtypes and devices."""
+    require_one_device(q=q, k=k, v=v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        require_floating(name, x)
+    if q.dtype not in (torch.float32, torch.float64) or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"q, k and v must all be float32 or all float64, got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     fits = q.ndim == k.ndim == v.ndim >= 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
     if (
         not (fits and q.numel() and k.numel())
@@ -341,14 +356,23 @@ def _require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _require_gradient(
     left: Tensor, right: Tensor, weight: Tensor, values: Tensor, target: Tensor
 ) -> None:
-    """Raise unless dtypes, devices and shapes fit together."""
-    require_together(left=left, right=right, weight=weight, values=values, target=target)
-    shapes = [tuple(x.shape) for x in (left, right, weight, values, target)]
-    if all(len(shape) == 2 and min(shape) > 0 for shape in shapes):
+    """Raise unless shapes, dtypes and devices fit together, and all entries are finite."""
+    given = {"left": left, "right": right, "weight": weight, "values": values, "target": target}
+    require_one_device(**given)
+    for name, x in given.items():
+        require_floating(name, x)
+    shapes = [tuple(x.shape) for x in given.values()]
+    fits = all(len(shape) == 2 and min(shape) > 0 for shape in shapes)
+    if fits:
         (n, d), (m, width) = shapes[0], values.shape
-        if shapes == [(n, d), (m, d), (d, d), (m, width), (n, width)]:
-            return
-    raise ValueError(
-        "expected left (L, d), right (M, d), weight (d, d), values (M, d_v) and target (L, d_v),"
-        f" got {', '.join(map(str, shapes))}"
-    )
+        fits = shapes == [(n, d), (m, d), (d, d), (m, width), (n, width)]
+    if not fits:
+        raise ValueError(
+            "expected left (L, d), right (M, d), weight (d, d), values (M, d_v) and target"
+            f" (L, d_v), got {', '.join(map(str, shapes))}"
+        )
+    if len({x.dtype for x in given.values()}) > 1:
+        dtypes = ", ".join(f"{name} of {x.dtype}" for name, x in given.items())
+        raise ValueError(f"{', '.join(given)} must have one dtype, got {dtypes}")
+    for name, x in given.items():
+        require_finite(name, x)

@@ -26,6 +26,7 @@ from .process import GaussianProcess
 from .results import save_result
 from .store import provenance
 from .train import TrainConfig, TrainResult, fit
+from .validation import require_sequences
 
 SHUFFLED = 8192  # sequences with frames in random order
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # diffusion steps, as denoising meets them
@@ -159,6 +160,7 @@ def training_data(null: str, data: Data, device: torch.device | str) -> Gaussian
 def shuffled_frames(x: Tensor, generator: torch.Generator) -> Tensor:
     """Sequences (n, N, d) with their frames in random order, another one for each."""
     draw = {"generator": generator, "dtype": torch.float32, "device": generator.device}
+    require_sequences("x", x)
     keys = torch.rand(x.shape[:2], **draw)
     return x.take_along_dim(keys.argsort(dim=1).to(x.device)[:, :, None], dim=1)
 

@@ -65,7 +65,8 @@ class GaussianProcess:
             factorised before it is needed: :meth:`sample` or a score refuses it then.
         ValueError: for factors that are not square, symmetric and finite, or shapes that disagree.
 
-    Accuracy: factorised in float64; tensors of another dtype or device are cast on the way.
+    Accuracy: factorised in float64; tensors of another dtype are cast, Γ and the mean go to the
+    device of Σ.
     """
 
     @lasting

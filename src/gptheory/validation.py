@@ -62,8 +62,37 @@ def require_finite(name: str, values: Tensor) -> None:
 
 def require_real(name: str, values: Tensor) -> None:
     """Raise unless ``values`` is a tensor of real numbers, integers included."""
-    if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool:
+    if not isinstance(values, Tensor) or values.dtype == torch.bool:
         raise ValueError(f"{name} must be a tensor of real numbers, got {_kind(values)}")
+    if values.is_complex():  # torch would drop the imaginary part, or compute with it
+        raise ValueError(
+            f"{name} must be real, got {_kind(values)}; where the imaginary part is rounding, take"
+            " its .real"
+        )
+
+
+def require_floating(name: str, x: Tensor, shape: str = "") -> None:
+    """Raise unless ``x`` is a tensor of floating point.
+
+    Args:
+        name: what the caller knows it by.
+        x: the tensor.
+        shape: the shape that is expected, in words.
+    """
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return
+    hint = ""
+    if isinstance(x, Tensor):
+        hint = "; take its .real" if x.is_complex() else f"; pass {name}.float() or .double()"
+    expected = f"a floating-point tensor {shape}".rstrip()
+    raise ValueError(f"{name} must be {expected}, got {_kind(x)}{hint}")
+
+
+def require_one_device(**tensors: Tensor) -> None:
+    """Raise unless all tensors, given by name, are on one device."""
+    if len({x.device for x in tensors.values()}) > 1:
+        given = ", ".join(f"{name} on {x.device}" for name, x in tensors.items())
+        raise ValueError(f"{', '.join(tensors)} must be on one device, got {given}")
 
 
 def as_real(name: str, values: object) -> Tensor:
@@ -84,22 +113,10 @@ def as_floating(name: str, values: object) -> Tensor:
     return given if kept else given.double()
 
 
-def require_together(**tensors: Tensor) -> None:
-    """Raise unless tensors that stand side by side are floating point, of one dtype and device."""
-    names = _listed(list(tensors))
-    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors.values()):
-        found = _listed([_kind(x) for x in tensors.values()])
-        raise ValueError(f"{names} must be floating-point tensors, got {found}")
-    for kind in ("dtype", "device"):
-        found = [str(getattr(x, kind)) for x in tensors.values()]
-        if len(set(found)) > 1:
-            raise ValueError(f"{names} must have one {kind}, got {_listed(found)}")
-
-
 def require_symmetric(name: str, matrix: Tensor) -> Tensor:
     """Return ``matrix`` as an exactly symmetric float64 matrix; raise if it was not nearly so.
 
-    It may be of any real dtype; integers are exact.
+    It may be of any real dtype, or a nested list of numbers; integers are exact.
     """
     matrix = as_real(name, matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
@@ -121,8 +138,7 @@ def require_sequences(
 ) -> None:
     """Raise unless ``x`` is floating point of shape (batch, seq_len, dim)."""
     expected = f"(batch, {seq_len or 'seq_len'}, {dim or 'dim'})"
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor {expected}, got {_kind(x)}")
+    require_floating(name, x, expected)
     fits = x.ndim == 3 and seq_len in (None, x.shape[1]) and dim in (None, x.shape[2])
     if not fits or 0 in x.shape[1:]:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
@@ -144,10 +160,6 @@ def require_step(t: float | Tensor) -> None:
             raise ValueError(f"every diffusion step t must be finite and > 0, got {bad[0].item()}")
     elif not isinstance(t, Real) or not (math.isfinite(t) and t > 0):
         raise ValueError(f"the diffusion step t must be finite and > 0, got {t!r}")
-
-
-def _listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _kind(x: object) -> str:

@@ -26,7 +26,14 @@ from .metrics import lag_correlations, temporal_covariance
 from .precision import full_precision
 from .process import GaussianProcess
 from .spectra import covariance_spectrum, oriented, symmetric_root
-from .validation import require_count, require_finite, require_positive, require_sequences
+from .validation import (
+    require_count,
+    require_finite,
+    require_floating,
+    require_positive,
+    require_real,
+    require_sequences,
+)
 from .wrappers import lasting
 
 CHUNK_FRAMES = 2048  # rendered or searched at a time
@@ -86,6 +93,7 @@ def uniform_correlation(gamma: Tensor) -> Tensor:
     Raises:
         ValueError: for values outside [−1, 1].
     """
+    require_real("gamma", gamma)
     if not (gamma.abs() <= 1 + 1e-12).all():
         raise ValueError(f"correlations lie in [-1, 1], got up to {gamma.abs().max():.3g}")
     return 6 / math.pi * torch.asin(gamma.clamp(-1, 1) / 2)
@@ -340,6 +348,8 @@ class Digits:
         The adjoint of ``render`` shifts back and blurs as much again; the inverse root of both
         blurs, which hardly depends on the shift, takes that away.
         """
+        require_floating("frames", frames, "(..., size, size)")
+        require_floating("centres", centres, "(..., 2)")
         spread = _spread(torch.zeros((), dtype=torch.float64, device="cpu"), self.size, self.size)
         values, vectors = torch.linalg.eigh(spread.T @ spread)
         sharpen = (vectors / values.sqrt() @ vectors.T).to(frames)
@@ -452,16 +462,18 @@ class LatentMap:
     @full_precision()
     def decode(self, latents: Tensor) -> Tensor:
         """(..., d) -> (..., size, size)."""
+        require_floating("latents", latents, "(..., d)")
         frames = latents @ self.basis.to(latents).T * self.scale + self.mean.to(latents)
         return frames.unflatten(-1, (math.isqrt(len(self.mean)), -1))
 
-    @full_precision()
     def to(self, device: torch.device | str) -> LatentMap:
         """The same map on a device, where it need not be copied for frames that are there."""
         return replace(self, mean=self.mean.to(device), basis=self.basis.to(device))
 
+    @full_precision()
     def pixel_covariance(self, covariance: Tensor) -> Tensor:
         """Covariance (pixels, pixels) of frames whose latent vectors have this one, (d, d)."""
+        require_floating("covariance", covariance, "(d, d)")
         basis = self.basis.to(covariance)
         return self.scale**2 * basis @ covariance @ basis.T
 
@@ -558,8 +570,7 @@ def _centroids(frames: Tensor) -> Tensor:
 
 def _require_frames(frames: Tensor, size: int | None = None) -> None:
     expected = f"(..., {size or 'size'}, {size or 'size'})"
-    if not isinstance(frames, Tensor) or not frames.is_floating_point():
-        raise ValueError(f"frames must be a floating-point tensor {expected}")
+    require_floating("frames", frames, expected)
     shape = tuple(frames.shape)
     if len(shape) < 2 or shape[-1] != shape[-2] or size not in (None, shape[-1]):
         raise ValueError(f"frames must have shape {expected}, got {shape}")
@@ -567,8 +578,12 @@ def _require_frames(frames: Tensor, size: int | None = None) -> None:
 
 
 def _require_inside(centres: Tensor, reach: float) -> None:
-    if not isinstance(centres, Tensor) or centres.shape[-1:] != (2,):
-        raise ValueError("centres must be a tensor (..., 2): horizontal and vertical position")
+    require_floating("centres", centres, "(..., 2)")
+    if centres.shape[-1:] != (2,):
+        raise ValueError(
+            "centres must have shape (..., 2), horizontal and vertical position, got"
+            f" {tuple(centres.shape)}"
+        )
     require_finite("centres", centres)
     outside = (centres.abs() > reach * (1 + 1e-6)).any(dim=-1)
     if outside.any():
