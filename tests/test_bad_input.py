@@ -21,15 +21,16 @@ from typing import Any
 import api_tour
 import pytest
 import torch
-from strategies import covariance, seeded
+from strategies import DEVICES, covariance, seeded
 from torch import Tensor
 
-from gptheory import diffusion, kernels
+from gptheory import diffusion, kernels, latent, maps
 from gptheory.dit import DiT
 from gptheory.ensemble import Member, fit_ensemble
 from gptheory.gaussians import gaussian_kl, gaussian_w2
 from gptheory.latent import SubspaceData, random_basis
-from gptheory.metrics import temporal_covariance
+from gptheory.latent_metrics import sliced_distance
+from gptheory.metrics import relative_error, temporal_covariance
 from gptheory.mixture import GaussianMixture
 from gptheory.polyattention import poly_attention
 from gptheory.process import GaussianProcess, decaying_process
@@ -330,8 +331,37 @@ def test_integer_lags_and_steps_count_as_float64(function):
     assert function(whole).dtype == torch.float64
 
 
-def test_the_second_tensor_follows_the_first_where_the_docstring_says_so():
-    """Seen where nothing is computed: a device that holds no numbers takes what comes to it."""
+EYE = torch.eye(2, dtype=torch.float64)
+DRAWN = decaying_process(2, 2).sample(9, seeded(0), torch.float64)
+MAPS = torch.rand(3, 2, 2, generator=seeded(1), dtype=torch.float64)
+FOLLOWS: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
+    "Γ of a process": (lambda a, b: GaussianProcess(b, a).covariance(), EYE, 2 * EYE),
+    "mean of a process": (lambda a, b: GaussianProcess(a, a, b).mean, EYE, EYE[0]),
+    "mixture": (lambda a, b: GaussianMixture(a, b).covariance(), MAPS[:, :1], EYE),
+    "mean": (lambda a, b: temporal_covariance(a, b), DRAWN, EYE[0]),
+    "estimate": (lambda a, b: relative_error(b, a), EYE, 2 * EYE),
+    "covariances": (gaussian_kl, EYE, 2 * EYE),
+    "bases": (latent.subspace_error, EYE[:, :1], EYE[:, 1:]),
+    "samples": (lambda a, b: sliced_distance(a, b, 8, seeded(2)), DRAWN, 2 * DRAWN),
+    "target": (maps.off_diagonal_correlation, MAPS, MAPS[0]),
+    "heads": (lambda a, b: maps.explained(b, a), MAPS, MAPS[0]),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_the_second_tensor_follows_the_first(name, device):
+    """To and from an accelerator, where there is one or one is pretended (make test-devices)."""
+    function, a, b = FOLLOWS[name]
+    truth = torch.as_tensor(function(a, b))
+    for first, second in ((a.to(device), b), (a, b.to(device))):
+        found = torch.as_tensor(function(first, second))
+        assert found.device == first.device or not found.ndim  # or a number
+        assert torch.allclose(found.to("cpu"), truth)
+
+
+def test_what_a_score_knows_follows_the_sequences():
+    """A device that holds no numbers takes what comes to it."""
     data = SubspaceData(random_basis(6, 4, seeded(0)), decaying_process(2, 2))
     elsewhere = torch.zeros(3, 1, 6, dtype=torch.float64, device="meta")
     assert data.encode(elsewhere).device.type == "meta"

@@ -85,8 +85,8 @@ def poly_attention(
         k, v: keys (..., M, dim) and values (..., M, d_v); often M = L.
         degree: g of the polynomial.
         scale: λ; by default 1 / dim as in the paper, where torch takes dim^{-1/2}.
-        radius: R such that all logits lie in [−R, R]. By default :func:`logit_bound`, at the price
-            of one look at the data, which stalls an accelerator (a given radius is checked too).
+        radius: R such that all logits lie in [−R, R]; by default :func:`logit_bound`. A given one
+            is checked; either way the data are looked at, which stalls an accelerator.
         kind: of polynomial, see :func:`gptheory.exppoly.exp_polynomial`.
         beyond: what to do where logits may exceed ``radius``: ``"raise"`` or ``"warn"``.
         chunk: tokens a pass takes at a time.
