@@ -113,6 +113,22 @@ def test_float64_is_held_to_its_own_precision():
     assert GaussianProcess(matrix.float(), ONE).temporal_spectrum[0].tolist() == [0, 1]
 
 
+def test_float64_may_lose_what_a_calculation_loses():
+    matrix = torch.diag(torch.tensor([1.0, -1e-11], dtype=torch.float64))  # a Schur complement's
+    assert GaussianProcess(matrix, ONE).temporal_spectrum[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_symmetry_is_asked_for_up_to_rounding(dtype):
+    matrix = torch.eye(2, dtype=dtype)
+    matrix[0, 1] = 0.75
+    matrix[1, 0] = 0.75 * (1 + 2 * unit_roundoff(dtype))
+    assert matrix[0, 1] != matrix[1, 0]
+    GaussianProcess(matrix, ONE)
+    with pytest.raises(ValueError, match="temporal must be symmetric"):
+        GaussianProcess(matrix + torch.tensor([[0, 0.05], [0, 0]], dtype=dtype), ONE)
+
+
 def test_measured_covariances_of_smooth_sequences():
     """The gap between Γ and its estimate, though both have eigenvalues of rounding only."""
     law = GaussianProcess(PowerExponential(8, 2), torch.eye(2), seq_len=64)
@@ -128,6 +144,10 @@ def test_a_process_remembers_the_precision_of_its_factors():
     coarse = GaussianProcess(law.gram().float(), torch.eye(2).half()).to("cpu")
     assert (coarse.temporal_dtype, coarse.spatial_dtype) == (torch.float32, torch.half)
     assert coarse.temporal_spectrum[0].min() == 0
+    away = coarse.to("meta")
+    assert away.temporal.is_meta and away.spatial.is_meta and away.mean.is_meta
+    assert all(part.is_meta for part in away.temporal_spectrum + away.spatial_spectrum)
+    assert not coarse.spatial_spectrum[0].is_meta and away.temporal_dtype == torch.float32
     # the whole band of a covariance has no eigenvalue that stops the iteration
     assert UnrolledScore(coarse, 4, bandwidth=64).converges_from == 0
     assert UnrolledScore(law, 4, bandwidth=12).converges_from > 0.01

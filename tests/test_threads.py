@@ -9,8 +9,8 @@ import pytest
 import torch
 from joblib import Parallel, delayed
 
-from gptheory.growth import Growth, attention_growth
-from gptheory.sweep import grid, sweep
+from gptheory import growth as growing
+from gptheory import sweep as sweeping
 from gptheory.threads import one_thread
 
 
@@ -86,12 +86,22 @@ def test_workers_of_joblib(backend):
     assert torch.get_num_threads() == in_a_new_thread(torch.get_num_threads) == 3
 
 
-def test_sweeps_and_measurements_give_the_number_back(tmp_path):
+def test_sweeps_and_measurements_give_the_number_back(tmp_path, monkeypatch):
+    seen, attempt, candidates = [], sweeping._attempt, growing.candidates
+
+    def watched(call):
+        return lambda *args: seen.append(torch.get_num_threads()) or call(*args)
+
+    monkeypatch.setattr(sweeping, "_attempt", watched(attempt))
+    monkeypatch.setattr(growing, "candidates", watched(candidates))
+
     def work():
-        sweep(grid(estimator="wiener", n=8, seq_len=4, dim=2), tmp_path, show_progress=False)
-        small = Growth(dim=1, degree=2, gradient_degree=2, lengths=(8,), rounds=1)
-        attention_growth(small, "growth", torch.device("cpu"), tmp_path)
+        cells = sweeping.grid(estimator="wiener", n=8, seq_len=4, dim=2, seed=len(seen))
+        sweeping.sweep(cells, tmp_path, show_progress=False)
+        small = growing.Growth(dim=1, degree=2, gradient_degree=2, lengths=(8,), rounds=1)
+        growing.attention_growth(small, "growth", torch.device("cpu"), tmp_path)
         return torch.get_num_threads()
 
     assert work() == in_a_new_thread(work) == 3
+    assert seen == [1, 1, 1, 1]
     assert torch.get_num_threads() == in_a_new_thread(torch.get_num_threads) == 3

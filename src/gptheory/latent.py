@@ -156,9 +156,8 @@ def smoothed(score: Score, noise: float) -> Score:
         return score
 
     def shifted(v: Tensor, t: float | Tensor) -> Tensor:
-        require_sequences("v", v)
         require_step(t)
-        levels(t, v)  # raises for steps that do not fit the batch
+        levels(t, v)  # raises for integers, and for steps that do not fit the batch
         t = floating_step(t)
         log = torch.log1p if isinstance(t, Tensor) else math.log1p
         growth = log(noise**2 * alpha(t) ** 2)  # log c², as α² + σ² = 1

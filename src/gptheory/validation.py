@@ -1,4 +1,11 @@
-"""Checks made once, at public entry points: what was given, and what is expected."""
+"""Checks made once, at public entry points: what was given, and what is expected.
+
+*Sequences* are floating-point tensors. A covariance, a mean, a basis, a map or a lag may hold
+integers, which are exact; complex numbers and truth values are refused. Whatever is read anyway (a
+law, a measurement, training data) refuses NaN; what stands inside a sampler does not look, because
+looking stalls an accelerator, and NaN in is NaN out. Laws, scores and metrics follow the device of
+their argument; tensors that stand side by side, as queries, keys and values, must be on one.
+"""
 
 from __future__ import annotations
 
