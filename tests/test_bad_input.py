@@ -67,7 +67,7 @@ NUMBERS = """
     diffusion.alpha t; diffusion.sigma t; diffusion.half_log_snr t; diffusion.step_at half_log_snr;
     diffusion.floating_step t; precondition.Clock.forward t; transformer.StepFeatures.forward t;
     transformer.Lift.forward t; matching.matching_error t; diffusion.levels t;
-    validation.require_real values
+    validation.require_real values; validation.as_real values; validation.as_floating values
 """
 # steps that are looked at, where they lie on the CPU
 STEPS = """
@@ -165,6 +165,7 @@ INNER = {
     "polyattention.monomials": "products", "matching.matching_error": "sums of squares",
     "train.draw_batch": "rows of checked data", "train.require_fitting": "looks at shapes",
     "ensemble.Member": "a record, checked by fit_ensemble", "probe.Seen": "a record",
+    "rounding": "sizes of rounding", "validation.require_values": "looks at the device",
     "video.Found": "a record", "video.LatentMap.__init__": "a record",
 }  # fmt: skip
 
