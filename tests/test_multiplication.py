@@ -96,16 +96,18 @@ def test_each_depth_is_the_interpolant_of_the_parabola():
 
 
 @pytest.mark.parametrize("zero", ["z", "x"])
-def test_a_factor_of_zero_gives_exactly_zero(zero):
+def test_a_factor_of_zero_gives_zero(zero):
+    """Up to rounding: two parabolas of the same numbers, added in the order of a product."""
     y = tokens(500, edges=False)
     y[..., SPACES[zero]] = 0
-    out = run(multiplication_blocks(SPACES, PRODUCTS, 8), y)
-    assert out[..., SPACES["zx"]].abs().max() < 1e-15
+    blocks = multiplication_blocks(SPACES, PRODUCTS, 8)
+    assert run(blocks, y)[..., SPACES["zx"]].abs().max() <= rounding(blocks, 2.0 * 5.0)
 
 
 def test_products_at_the_ends_of_the_range_are_exact():
     first, second, _ = errors(3, tokens(500, edges=True))
-    assert max(first, second) < 1e-13
+    blocks = multiplication_blocks(SPACES, PRODUCTS, 3)
+    assert first <= rounding(blocks, 2.0 * 5.0) and second <= rounding(blocks, 4.0 * 0.5 * 3.0)
 
 
 def test_targets_accumulate_and_may_be_a_factor():

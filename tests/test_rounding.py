@@ -153,6 +153,25 @@ def test_a_process_remembers_the_precision_of_its_factors():
     assert UnrolledScore(law, 4, bandwidth=12).converges_from > 0.01
 
 
+@given(semidefinite_matrices(), st.sampled_from(NARROW))
+def test_factors_that_arrived_in_few_digits_can_be_handed_on(matrix, dtype):
+    """In float64 they are covariances to its precision, as near to what was given as rounding."""
+    given_ = matrix.to(dtype).double()
+    limit = spectrum_rounding(torch.linalg.eigvalsh(given_), dtype, SUMMED)
+    first, second = GaussianProcess(matrix.to(dtype), ONE), GaussianProcess(ONE, matrix.to(dtype))
+    for factor in (first.gram(), second.spatial, first.to("cpu").gram()):
+        consumers(factor)
+        assert torch.linalg.matrix_norm(factor - given_, 2) <= limit
+    assert UnrolledScore(first, 2, len(matrix), "bohman").converges_from == 0
+
+
+def test_factors_stay_as_they_are_given_where_they_can():
+    below = torch.ones(4, 4, dtype=torch.float64) - 1e-12 * torch.eye(4)
+    assert torch.equal(GaussianProcess(below, below).gram(), below)
+    regular = torch.tensor([[1.0, 0.3], [0.3, 2.0]])
+    assert torch.equal(GaussianProcess(regular, regular).spatial, regular.double())
+
+
 def test_singular_is_what_the_precision_cannot_tell_from_singular():
     values = torch.tensor([1.0, 1.0, 2**-25])
     assert math.isfinite(gaussian_kl(values.double().diag(), torch.eye(3)))
@@ -182,7 +201,9 @@ def test_what_varies_by_rounding_only_is_no_dimension(dtype):
 def test_the_twin_of_sequences_in_few_directions(dtype):
     x = torch.randn(5000, 3, generator=seeded(0), dtype=dtype)
     x = (x @ torch.randn(3, 12, generator=seeded(1), dtype=dtype)).view(-1, 6, 2)
-    assert torch.isfinite(GaussianTwin(x).sample(4, seeded(2))).all()
+    twin = GaussianTwin(x)
+    assert torch.isfinite(twin.sample(4, seeded(2))).all()
+    consumers(twin.covariance)
 
 
 @given(st.integers(2, 20), seeds)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .kernels import PowerExponential, gram, toeplitz
 from .precision import full_precision
 from .rounding import spectrum_rounding, unit_roundoff
-from .spectra import covariance_spectrum, symmetric_root
+from .spectra import covariance_spectrum, nearest_covariance, symmetric_root
 from .validation import (
     NotPSDError,
     as_real,
@@ -53,7 +53,8 @@ class GaussianProcess:
 
     Attributes:
         temporal: the matrix (float64) or the kernel, as given.
-        spatial: (d, d) float64.
+        spatial: (d, d) float64. A factor of fewer digits that is positive semidefinite up to their
+            rounding is the nearest that is one, so that it can be handed on in float64.
         mean: (N, d) float64.
         seq_len: N.
         dim: d.
@@ -93,9 +94,12 @@ class GaussianProcess:
         self.temporal = temporal if self._kernel is not None else temporal.to(self.spatial.device)
         self.dim = len(self.spatial)
         self.mean = self._frame_means(mean)
-        self.spatial_spectrum  # noqa: B018  a covariance that is none is refused here, not later
+        # a covariance that is none is refused here, not later
+        self.spatial = nearest_covariance(self.spatial, self.spatial_spectrum, self.spatial_dtype)
         if self._kernel is None:
-            self.temporal_spectrum  # noqa: B018
+            self.temporal = nearest_covariance(
+                self.temporal, self.temporal_spectrum, self.temporal_dtype
+            )
 
     def __repr__(self) -> str:
         temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"

@@ -57,6 +57,29 @@ def covariance_spectrum(
     return values, vectors
 
 
+def nearest_covariance(
+    matrix: Tensor, spectrum: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> Tensor:
+    """A float64 matrix that is a covariance to float64, whatever the precision it arrived in.
+
+    What arrives in fewer digits may have eigenvalues that are negative by its rounding. Handed on
+    in float64 it would be refused, for nobody could tell that it had been rounded.
+
+    Args:
+        matrix: A, symmetric (n, n) float64.
+        spectrum: what :func:`covariance_spectrum` returned for it.
+        dtype: the precision that A had on arrival.
+
+    Returns:
+        (n, n): A itself where it came in float64 or has no eigenvalue of 0, else the nearest
+        positive semidefinite matrix, as near as rounding.
+    """
+    values, vectors = spectrum
+    if dtype == torch.float64 or values[0] > 0:
+        return matrix
+    return (vectors * values) @ vectors.T
+
+
 def symmetric_root(values: Tensor, vectors: Tensor) -> Tensor:
     r"""The root :math:`C^{1/2} = V \operatorname{diag}(\sqrt\lambda) V^\top` of a covariance.
 

@@ -25,7 +25,7 @@ from .kernels import gram
 from .metrics import lag_correlations, temporal_covariance
 from .precision import full_precision
 from .process import GaussianProcess
-from .spectra import covariance_spectrum, oriented, symmetric_root
+from .spectra import covariance_spectrum, nearest_covariance, oriented, symmetric_root
 from .validation import (
     require_count,
     require_finite,
@@ -314,11 +314,11 @@ class Digits:
             raise ValueError(f"these digits need frames of more than {needed:.0f} pixels a side,"
                              f" got size={size}")  # fmt: skip
 
-    @full_precision()
     def to(self, device: torch.device | str) -> Digits:
         """The same sprites on a device."""
         return Digits(self.images.to(device), self.labels.to(device), self.size)
 
+    @full_precision()
     def render(self, centres: Tensor, which: Tensor) -> Tensor:
         """Frames of digits.
 
@@ -504,8 +504,9 @@ class GaussianTwin:
         require_finite("x", x)
         self._shape, rows = x.shape[1:], x.flatten(1)
         self._mean = rows.mean(dim=0)
-        self.covariance = torch.cov((rows - self._mean).T).double()
-        spectrum = covariance_spectrum("covariance of x", self.covariance, x.dtype)
+        moments = torch.cov((rows - self._mean).T).double()
+        spectrum = covariance_spectrum("covariance of x", moments, x.dtype)
+        self.covariance = nearest_covariance(moments, spectrum, x.dtype)
         self._root = symmetric_root(*spectrum).to(x)
 
     @full_precision()
