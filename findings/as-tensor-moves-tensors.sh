@@ -6,7 +6,8 @@
 #   used": a default device concerns tensors that are made, not those that exist. as_tensor of a
 #   tensor is that tensor.
 # Seen (2026-11-27), under `with torch.device("meta")` as under torch.set_default_device("meta"):
-#     moved to meta: as_tensor(tensor), as_tensor(array), asarray(tensor), asarray(array), randn(generator on the CPU)
+#     moved to meta: as_tensor(tensor), as_tensor(array), asarray(tensor), asarray(array),
+#                    randn(generator on the CPU)
 #     stay on cpu  : from_numpy, frombuffer, from_dlpack, Tensor([...]), zeros_like, stack, new_zeros
 #   and the reverse: as_tensor(meta tensor) with the default device "cpu" is an attempt to copy it,
 #   NotImplementedError: Cannot copy out of meta tensor; no data!

@@ -6,13 +6,14 @@
 #   eigenvectors, signs too; torch, with another (MKL), need not.
 # Seen (2026-11-27), for exp(-|i - j| / 4), whose eigenvalues are all different: numpy and scipy
 #   disagree at every size, for they ask LAPACK for other drivers (syevd, syevr). torch agrees with
-#   numpy in every sign from 26 rows on; at 25 rows and fewer it does not.
+#   numpy in every sign from 26 rows on; with 25 rows and fewer it need not.
 #     rows              :   4   8  16  25  26  32  64
 #     signs torch/numpy :   0   2  12  14   0   0   0
 #     signs scipy/numpy :   2   2   7  12  15  13  30
 #   So numbers from U sqrt(L) z with the same z are other sequences of the same law:
 #     first value, 16 rows: numpy 1.8173, scipy 0.0229, torch 0.4683
 #   and agree to rounding through the symmetric root U sqrt(L) U' z (0.2125).
+#   (With OpenBLAS kernels for other processors scipy flips other columns, as many; the rest stays.)
 set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
