@@ -406,13 +406,13 @@ def test_a_polynomial_without_a_certificate_is_refused():
         ({"k": torch.zeros(300, 3, dtype=F64)}, "expected q"),
         ({"k": torch.zeros(299, 2, dtype=F64)}, "expected q"),
         ({"v": torch.zeros(2, 300, 2, dtype=F64)}, "expected q"),
-        ({"v": torch.zeros(300, 2)}, "q, k and v must have one dtype"),
+        ({"v": torch.zeros(300, 2)}, "must all be float32 or all float64"),
         ({"q": torch.zeros(0, 2, dtype=F64)}, "expected q"),
         ({"q": torch.zeros(300, 0, dtype=F64)}, "expected q"),
         ({"q": torch.tensor(1.0, dtype=F64)}, "expected q"),
         ({"q": torch.full((300, 2), math.nan, dtype=F64)}, "must be finite"),
         ({"k": torch.full((300, 2), math.inf, dtype=F64)}, "must be finite"),
-        ({name: torch.zeros(300, 2).half() for name in "qkv"}, "must be float32 or float64"),
+        ({name: torch.zeros(300, 2).half() for name in "qkv"}, "must all be float32 or all float64"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(change, match):
