@@ -87,7 +87,7 @@ def test_explained_is_the_r2_of_least_squares():
         keep = np.ones((7, 7), bool) if diagonal else ~np.eye(7, dtype=bool)
         design = np.stack([np.ones(keep.sum()), *(a.numpy()[keep] for a in found)], axis=1)
         w = target.numpy()[keep]
-        rest = w - design @ np.linalg.lstsq(design, w)[0]
+        rest = w - design @ np.linalg.lstsq(design, w, rcond=None)[0]
         expected = 1 - rest @ rest / ((w - w.mean()) @ (w - w.mean()))
         assert_identity(maps.explained(target, found, diagonal), expected, condition=100)
 
