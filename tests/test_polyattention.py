@@ -412,7 +412,7 @@ def test_a_polynomial_without_a_certificate_is_refused():
         ({"q": torch.tensor(1.0, dtype=F64)}, "expected q"),
         ({"q": torch.full((300, 2), math.nan, dtype=F64)}, "must be finite"),
         ({"k": torch.full((300, 2), math.inf, dtype=F64)}, "must be finite"),
-        ({name: torch.zeros(300, 2).half() for name in "qkv"}, "must all be float32 or all float64"),
+        ({n: torch.zeros(300, 2).half() for n in "qkv"}, "must all be float32 or all float64"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(change, match):

@@ -5,9 +5,9 @@
 Numerical libraries choose their instructions by the processor that they find; environment variables
 make them choose those of another one, so a setting is a different machine and not a looser test.
 Every setting runs the tests that sit nearest to rounding, in an order of its own, and compares the
-chapters that print what sits there with their committed outputs. What no setting can be is a machine
-without MKL: tests/test_seeds.py holds what such a machine must draw. tools/emulate.sh runs the
-sharpest tests as other processors.
+chapters that print what sits there with their committed outputs. What no setting can be is a
+machine without MKL: tests/test_seeds.py holds what such a machine must draw. tools/emulate.sh runs
+the sharpest tests as other processors.
 """
 
 from __future__ import annotations
