@@ -34,6 +34,7 @@ from gptheory.metrics import relative_error, temporal_covariance
 from gptheory.mixture import GaussianMixture
 from gptheory.polyattention import poly_attention
 from gptheory.process import GaussianProcess, decaying_process
+from gptheory.score import ExactScore
 from gptheory.train import TrainConfig
 from gptheory.validation import require_floating, require_one_device, require_real
 
@@ -74,8 +75,7 @@ STEPS = """
     diffusion.perturb t; matching.matching_loss t; unroll.UnrolledScore.extremes t;
     unroll.UnrolledScore.limit t; unroll.UnrolledScore.condition_number t;
     validation.require_step t; structured.LearnedSteps.coefficients t;
-    latent.SubspaceData.latent_score t; latent.LatentScore.forward t;
-    latent.FullScore.forward t; latent.SubspaceData.score t; mixture.GaussianMixture.score t;
+    latent.LatentScore.forward t; latent.FullScore.forward t; unroll.UnrolledScore.filtered t;
     score.ExactScore.__call__ t; unroll.UnrolledScore.__call__ t; structured.WienerScore.__call__ t;
     structured.LearnedSteps.forward t; structured.LearnedCovariance.forward t
 """
@@ -98,8 +98,8 @@ SEQUENCES = """
     structured.WienerScore.__call__ v;
     structured.LearnedSteps.forward v; structured.LearnedCovariance.forward v;
     precondition.ScoreNetwork.forward v; transformer.ScoreTransformer.forward v;
-    transformer.ScoreTransformer.states v; mixture.GaussianMixture.score v;
-    latent.SubspaceData.score v; latent.SubspaceData.latent_score h; latent.SubspaceData.encode v;
+    transformer.ScoreTransformer.states v; unroll.UnrolledScore.filtered v;
+    latent.SubspaceData.encode v;
     latent.SubspaceData.decode h; latent.SubspaceData.split v; latent.LatentScore.forward v;
     latent.FullScore.forward v; diffusion.perturb x; diffusion.normal_like x; diffusion.levels v;
     matching.matching_loss x; sample.trajectory v; sample.restart x; probe.record v;
@@ -160,8 +160,10 @@ INNER = {
     "dit": "layers", "unet": "layers", "precondition": "layers", "transformer": "layers",
     "polydit": "layers", "heads": "weights", "blueprint": "weights", "assembly": "weights",
     "subspaces": "weights", "spectra": "linear algebra on matrices that were checked",
-    "drawing": "pictures", "plotting": "pictures", "score.along_frames": "one product",
-    "score.frames_first": "a change of shape", "unroll.as_level": "a change of shape",
+    "drawing": "pictures", "plotting": "pictures", "unroll.as_level": "a change of shape",
+    "process.GaussianProcess.noised_score": "what ExactScore has checked",
+    "mixture.GaussianMixture.noised_score": "what ExactScore has checked",
+    "latent.SubspaceData.noised_score": "what ExactScore has checked",
     "polyattention.monomials": "products", "matching.matching_error": "sums of squares",
     "train.draw_batch": "rows of checked data", "train.require_fitting": "looks at shapes",
     "ensemble.Member": "a record, checked by fit_ensemble", "probe.Seen": "a record",
@@ -366,7 +368,7 @@ def test_what_a_score_knows_follows_the_sequences():
     data = SubspaceData(random_basis(6, 4, seeded(0)), decaying_process(2, 2))
     elsewhere = torch.zeros(3, 1, 6, dtype=torch.float64, device="meta")
     assert data.encode(elsewhere).device.type == "meta"
-    assert data.score(elsewhere, 0.5).device.type == "meta"
+    assert ExactScore(data)(elsewhere, 0.5).device.type == "meta"
 
 
 def test_a_nan_among_the_values_of_attention_is_found_whatever_the_chunk():

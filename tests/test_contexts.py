@@ -160,15 +160,15 @@ def test_contributions_of_heads_in_single_precision_are_guarded():
 def test_scores_in_single_precision_meet_their_bar_in_every_context(kind, context):
     law = decaying_process(64, 4)
     mixture = random_mixture(2, 4, generator=seeded(1))
+    subspace = SubspaceData(random_basis(32, 8, seeded(3)), mixture)
     scores = {
         "exact": (ExactScore(law), law),
         "unrolled": (UnrolledScore(law, 20, method="chebyshev"), law),
         "wiener": (WienerScore(law.sample(600, seeded(2), torch.float64)), law),
-        "mixture": (mixture.score, mixture),
-        "subspace": (SubspaceData(random_basis(32, 8, seeded(3)), mixture).score, None),
+        "mixture": (ExactScore(mixture), mixture),
+        "subspace": (ExactScore(subspace), subspace),
     }
     score, own = scores[kind]
-    own = score.__self__ if own is None else own
     v = own.sample(8, seeded(4), torch.float64)
     truth = score(v, 0.1)
     with context():

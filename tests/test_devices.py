@@ -20,6 +20,7 @@ from gptheory.latent import SubspaceData, random_basis
 from gptheory.mixture import random_mixture
 from gptheory.probe import block_norms, query_key_products, record
 from gptheory.process import decaying_process
+from gptheory.score import ExactScore
 from gptheory.structured import WienerScore
 from gptheory.unroll import UnrolledScore
 
@@ -30,8 +31,8 @@ POINTS = DATA.sample(3, seeded(4), torch.float64)
 SCORES = {
     "unrolled": (lambda device: UnrolledScore(LAW.to(device), 3), X[:3]),
     "wiener": (lambda device: WienerScore(X.to(device)), X[:3]),
-    "mixture": (lambda device: DATA.latent.to(device).score, DATA.encode(POINTS)),
-    "subspace": (lambda device: DATA.to(device).score, POINTS),
+    "mixture": (lambda device: ExactScore(DATA.latent.to(device)), DATA.encode(POINTS)),
+    "subspace": (lambda device: ExactScore(DATA.to(device)), POINTS),
 }
 
 

@@ -22,6 +22,7 @@ from gptheory.latent_experiment import (
 )
 from gptheory.latent_metrics import support_errors
 from gptheory.results import load_result, stored_results
+from gptheory.score import ExactScore
 from gptheory.sweep import grid, sweep
 
 SMALL = {"ambient_dim": 12, "latent_dim": 4, "steps": 2, "hidden": 8, "batch_size": 16}
@@ -100,7 +101,7 @@ def test_fewer_samples_than_latent_dimensions_work_and_warn(tmp_path):
 
 def test_the_exact_score_has_no_error():
     cell = LatentCell(n=8, **SMALL)
-    numbers = assess(cell.data().score, cell)
+    numbers = assess(ExactScore(cell.data()), cell)
     assert numbers["on"] == numbers["off"] == 0
     assert abs(numbers["energy"] - 1) < 5 * math.sqrt(2 / (8 * 256))
     assert numbers["sliced"] < 2 * numbers["sliced_floor"]
@@ -130,15 +131,15 @@ def test_no_affine_score_beats_the_linear_rival():
     """Perturbing it in any direction makes it worse: the error is at a minimum."""
     cell = LatentCell(**SMALL)
     data, rival = cell.data(), linear_rival(cell.data())
-    best = support_errors(rival.score, data, 4096, generator=seeded(0))["on"]
+    best = support_errors(ExactScore(rival), data, 4096, generator=seeded(0))["on"]
     for factor in (0.97, 1.03):
         changed = support_errors(
-            lambda v, t, factor=factor: factor * rival.score(v, t), data, 4096,
+            lambda v, t, factor=factor: factor * ExactScore(rival)(v, t), data, 4096,
             generator=seeded(0),
         )  # fmt: skip
         assert sum(changed.values()) > best
     gaussian = LatentCell(law="sequence", **SMALL).data()
-    errors = support_errors(linear_rival(gaussian).score, gaussian, 64, generator=seeded(0))
+    errors = support_errors(ExactScore(linear_rival(gaussian)), gaussian, 64, generator=seeded(0))
     assert sum(errors.values()) < 1e-9
 
 

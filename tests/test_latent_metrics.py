@@ -26,6 +26,7 @@ from gptheory.mixture import random_mixture
 from gptheory.process import GaussianProcess, decaying_process
 from gptheory.rounding import gamma
 from gptheory.sample import sample
+from gptheory.score import ExactScore
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def data():
 
 
 def test_the_exact_score_has_no_error(data):
-    errors = support_errors(data.score, data, 256, generator=seeded(0))
+    errors = support_errors(ExactScore(data), data, 256, generator=seeded(0))
     assert errors == {"on": 0.0, "off": 0.0}
 
 
@@ -50,7 +51,7 @@ def test_errors_of_a_known_size(data):
         on = ones @ data.basis.to(v).T
         rest = torch.linalg.qr(data.basis, mode="complete").Q[:, 4:].to(v)
         off = torch.ones_like(v[..., :8]) @ rest.T
-        return data.score(v, t) + (0.3 * on + 0.2 * off) / sigma(t).to(v)[:, None, None]
+        return ExactScore(data)(v, t) + (0.3 * on + 0.2 * off) / sigma(t).to(v)[:, None, None]
 
     errors = support_errors(wrong, data, 128, generator=seeded(0))
     assert errors["on"] == pytest.approx(4 * 0.09, rel=1e-4)
@@ -60,7 +61,7 @@ def test_errors_of_a_known_size(data):
 def test_the_pull_that_is_missing(data):
     """Without its pull the score is off by σ²‖(I − BBᵀ)v‖²/σ⁴, D − d_0 on average."""
     errors = support_errors(
-        lambda v, t: data.score(v, t) - data.split(data.score(v, t))[1], data, 4096,
+        lambda v, t: ExactScore(data)(v, t) - data.split(ExactScore(data)(v, t))[1], data, 4096,
         generator=seeded(1),
     )  # fmt: skip
     assert errors["on"] < 1e-6  # rounding of float32
@@ -73,7 +74,7 @@ def test_the_total_error_is_a_path_divergence():
     own = SubspaceData(torch.eye(4), law)
 
     def wrong(v, t):
-        return 0.9 * own.score(v, t)
+        return 0.9 * ExactScore(own)(v, t)
 
     total = sum(support_errors(wrong, own, 8192, generator=seeded(0)).values())
     divergence = 4 * path_kl(wrong, law, 0.02, 4.0, 8192, seeded(1))
@@ -94,7 +95,7 @@ def test_scores_of_a_wrong_shape_are_refused(data):
 def test_the_exact_reverse_process_leaves_its_noise_off_the_subspace(data, t_min):
     n = 2000
     x = sample(
-        data.score, n, 1, 12, method="sde", steps=200, t_min=t_min, t_max=8.0,
+        ExactScore(data), n, 1, 12, method="sde", steps=200, t_min=t_min, t_max=8.0,
         generator=seeded(0), final_denoise=False,
     )  # fmt: skip
     exact = sigma(t_min) ** 2
@@ -114,8 +115,8 @@ def test_orthogonal_variance_needs_no_sampling(data, method, solver, steps):
     predicted, _ = propagated_spectrum(nothing, steps, method, solver, 0.02, 8.0)
     n = 2000
     x = sample(
-        data.score, n, 1, 12, method=method, solver=solver, steps=steps, t_min=0.02, t_max=8.0,
-        generator=seeded(0), final_denoise=False,
+        ExactScore(data), n, 1, 12, method=method, solver=solver, steps=steps, t_min=0.02,
+        t_max=8.0, generator=seeded(0), final_denoise=False,
     )  # fmt: skip
     predicted = predicted.item()
     assert_statistical(orthogonal_energy(x, data), predicted, predicted * math.sqrt(2 / (8 * n)), n)

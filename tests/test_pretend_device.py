@@ -215,10 +215,10 @@ def test_a_score_takes_a_step_of_any_form_wherever_its_law_is(name, form):
 def test_subspaces_and_mixtures_follow_their_argument(data, v, t):
     x = sequences(1, 3, CPU, torch.float64).flatten(1)[:, None]
     own, truth = _data(torch.device(data)), _data(CPU)
-    found = own.score(x.to(v), steps(3).to(t))
+    found = ExactScore(own)(x.to(v), steps(3).to(t))
     assert found.device.type == v
-    assert api_tour.difference(found, truth.score(x, steps(3))) <= api_tour.FLOAT64
-    mixed = own.latent.score(own.encode(x.to(v)), steps(3).to(t))
+    assert api_tour.difference(found, ExactScore(truth)(x, steps(3))) <= api_tour.FLOAT64
+    mixed = ExactScore(own.latent)(own.encode(x.to(v)), steps(3).to(t))
     assert mixed.device.type == v
 
 

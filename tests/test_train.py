@@ -21,15 +21,18 @@ from gptheory import train as module
 from gptheory.diffusion import alpha, half_log_snr, sigma
 from gptheory.dit import DiT
 from gptheory.kernels import PowerExponential
-from gptheory.latent import FullScore, LatentScore
+from gptheory.latent import FullScore, LatentScore, SubspaceData, random_basis
+from gptheory.law import KnownLaw
 from gptheory.matching import matching_loss, matching_steps
 from gptheory.metrics import path_kl, score_error
+from gptheory.mixture import random_mixture
 from gptheory.process import GaussianProcess
 from gptheory.score import ExactScore
 from gptheory.store import DamagedFileError, load_arrays, save_arrays
 from gptheory.structured import LearnedSteps
 from gptheory.train import TrainConfig, Training, TrainingDivergedError, fit
 from gptheory.unet import FrameMLP, UNet1d
+from gptheory.video import GaussianTwin
 
 LAW = process(4, 2)
 SHORT = TrainConfig(steps=6, batch_size=4, log_every=4, evaluate_n=8, evaluate_at=(0.1,))
@@ -188,12 +191,48 @@ def test_finite_data_are_all_that_is_seen(monkeypatch):
         return matching_loss(score, x, t, *rest)
 
     monkeypatch.setattr(module, "matching_loss", spy)
-    result = fit(small_dit(), data, SHORT, process=LAW)
+    result = fit(small_dit(), data, SHORT, law=LAW)
     drawn = torch.cat(seen)
     assert drawn.dtype == torch.float32 and drawn.shape == (24, 4, 2)
     assert set(drawn.unique().tolist()) == {0.0, 1.0, 2.0}
     assert len(result.evaluations) == 1
     assert fit(small_dit(), data, SHORT).evaluations.empty
+
+
+MIXTURES = [random_mixture(4, 2, spread=s, generator=seeded(1)) for s in (0.25, 0.5)]
+TWINS = [GaussianTwin(LAW.sample(n, seeded(2))) for n in (40, 50)]
+# a law, and another one of its kind
+LAWS = {
+    "process": (LAW, process(4, 2, seed=1)),
+    "mixture": MIXTURES,
+    "subspace": [SubspaceData(random_basis(8, 8, seeded(3)), law, 0.1) for law in MIXTURES],
+    "twin": TWINS,
+}
+
+
+@pytest.mark.parametrize(("law", "other"), LAWS.values(), ids=LAWS)
+def test_any_law_supplies_fresh_sequences(law, other, monkeypatch, tmp_path):
+    """And evaluations, where its score is known; checkpoints say which law it was."""
+    seen = []
+
+    def spy(score, x, t, *rest):
+        seen.append(x)
+        return matching_loss(score, x, t, *rest)
+
+    monkeypatch.setattr(module, "matching_loss", spy)
+    network = DiT(law.dim, law.seq_len, 8, 1, 1, generator=seeded(0))
+    result = fit(network, law, SHORT, checkpoint=tmp_path / "run")
+    assert len(torch.cat(seen).unique(dim=0)) == 24
+    assert len(result.evaluations) == isinstance(law, KnownLaw)
+    assert len(fit(network, law, SHORT, checkpoint=tmp_path / "run").history) == 2
+    assert len(seen) == 6
+    with pytest.raises(ValueError, match="the checkpoint of another run: its data is"):
+        fit(network, other, SHORT, checkpoint=tmp_path / "run")
+
+
+def test_evaluations_need_a_law_whose_score_is_known():
+    with pytest.raises(ValueError, match="a law that knows its noised_score, got GaussianTwin"):
+        fit(small_dit(), LAW.sample(8, seeded(0)), SHORT, law=TWINS[0])
 
 
 def test_average_starts_short_and_follows_its_decay():

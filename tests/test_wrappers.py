@@ -102,8 +102,8 @@ CACHES = {
     "wiener": (lambda: WienerScore(SEQUENCES), lambda s, x: s(x, 0.3)),
     "kronecker": (lambda: ExactScore(kronecker_mle(SEQUENCES)), lambda s, x: s(x, 0.3)),
     "stationary": (lambda: ExactScore(toeplitz_moments(SEQUENCES)), lambda s, x: s(x, 0.3)),
-    "mixture": (given_mixture, lambda m, x: m.score(x.view(-1, 3, 4), x.mean((1, 2)).exp())),
-    "subspace": (given_subspace, lambda d, x: d.score(x.view(-1, 1, 12), 0.3)),
+    "mixture": (given_mixture, lambda m, x: ExactScore(m)(x.view(-1, 3, 4), x.mean((1, 2)).exp())),
+    "subspace": (given_subspace, lambda d, x: ExactScore(d)(x.view(-1, 1, 12), 0.3)),
     "constructed": (
         lambda: build_score_transformer(decaying_process(6, 2), 2),
         lambda network, x: network(x, 0.3),
@@ -183,15 +183,17 @@ LAWS = {
     "kronecker": lambda: kronecker_mle(SEQUENCES).covariance(),
     "stationary": lambda: toeplitz_moments(SEQUENCES).covariance(),
     "mixture": lambda: random_mixture(2, 3, generator=seeded(1)).covariance(),
-    "mixture's score": lambda: random_mixture(3, 4, generator=seeded(1)).score(V.view(-1, 3, 4), 1),
+    "mixture's score": lambda: ExactScore(random_mixture(3, 4, generator=seeded(1)))(
+        V.view(-1, 3, 4), 1
+    ),
     "basis": lambda: random_basis(5, 2, seeded(1)),
     "subspace": lambda: principal_angles(
         random_basis(5, 2, seeded(1)), random_basis(5, 2, seeded(2))
     ),
-    "subspace's score": lambda: SUBSPACE.score(V.view(-1, 1, 12), 0.3),
-    "support errors": lambda: support_errors(SUBSPACE.score, SUBSPACE, 8, generator=seeded(1))[
-        "on"
-    ],
+    "subspace's score": lambda: ExactScore(SUBSPACE)(V.view(-1, 1, 12), 0.3),
+    "support errors": lambda: support_errors(
+        ExactScore(SUBSPACE), SUBSPACE, 8, generator=seeded(1)
+    )["on"],
     "sliced": lambda: sliced_distance(V, V + 1, generator=seeded(1)),
     "samples": lambda: sample(ExactScore(LAW), 2, 6, 2, steps=3, generator=seeded(1)),
     "sde": lambda: sample(ExactScore(LAW), 2, 6, 2, "sde", steps=3, generator=seeded(1)),

@@ -69,6 +69,8 @@ def _codes(name: str, found: object) -> dict[str, CodeType]:
     if not inspect.isclass(found):
         code = _code(found)
         return {name: code} if code else {}
+    if getattr(found, "_is_protocol", False):  # only says what others have
+        return {}
     members = {k: _code(x) for k, x in vars(found).items() if _is_public(k)}
     return {f"{name}.{k}": code for k, code in members.items() if code}
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from .diffusion import perturb
+from .law import Law
 from .matching import matching_error, matching_steps
 from .precision import without_autocast
-from .process import GaussianProcess
 from .train import (
     TrainConfig,
     TrainingDivergedError,
@@ -39,13 +39,12 @@ class Member:
 
     Args:
         model: called as (v, t); left as it is. Models of an ensemble have the same structure.
-        data: sequences (n, N, d) drawn from with replacement, or a process that supplies fresh
-            ones.
+        data: sequences (n, N, d) drawn from with replacement, or a law that supplies fresh ones.
         seed: of the batches, the diffusion steps and the noise.
     """
 
     model: nn.Module
-    data: Tensor | GaussianProcess
+    data: Tensor | Law
     seed: int
 
 
@@ -209,7 +208,7 @@ def _require_alike(models: list[nn.Module]) -> None:
 
 def _losses(
     stack: _Stack,
-    data: list[Tensor | GaussianProcess],
+    data: list[Tensor | Law],
     generators: list[torch.Generator],
     config: TrainConfig,
 ) -> Tensor:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion import alpha, floating_step, levels, normal_like
-from .mixture import GaussianMixture
+from .law import KnownLaw
 from .precision import full_precision
 from .precondition import ScoreNetwork
-from .process import GaussianProcess
-from .score import ExactScore, Score
+from .score import Score
 from .spectra import oriented, orthonormal
 from .validation import (
     require_count,
@@ -46,9 +45,9 @@ class SubspaceData:
 
     Args:
         basis: B, (D, d_0) with orthonormal columns.
-        latent: law of h: a :class:`gptheory.process.GaussianProcess` (one frame for a Gaussian
-            vector) or a :class:`gptheory.mixture.GaussianMixture` with L·d = d_0; frames are laid
-            one after the other.
+        latent: law of h, with L·d = d_0, whose score is known: a
+            :class:`gptheory.process.GaussianProcess` (one frame for a Gaussian vector), say, or a
+            :class:`gptheory.mixture.GaussianMixture`; frames are laid one after the other.
         noise: τ >= 0, standard deviation of white noise in all D directions.
 
     Attributes:
@@ -65,9 +64,7 @@ class SubspaceData:
     seq_len = 1
 
     @lasting
-    def __init__(
-        self, basis: Tensor, latent: GaussianProcess | GaussianMixture, noise: float = 0.0
-    ) -> None:
+    def __init__(self, basis: Tensor, latent: KnownLaw, noise: float = 0.0) -> None:
         self.basis = require_orthonormal("basis", basis).clone()
         self.dim, self.latent_dim = basis.shape
         if latent.seq_len * latent.dim != self.latent_dim:
@@ -77,8 +74,19 @@ class SubspaceData:
             )
         require_nonnegative("noise", noise)
         self.latent, self.noise = latent, noise
-        exact = ExactScore(latent) if isinstance(latent, GaussianProcess) else latent.score
-        self._latent_score = exact
+
+    def __repr__(self) -> str:
+        return f"SubspaceData(dim={self.dim}, latent={self.latent}, noise={self.noise})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latent law is, and where it draws."""
+        return self.latent.device
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """B, τ and what decides the latent law."""
+        return self.basis, self.noise, *self.latent.parts
 
     def to(self, device: torch.device | str) -> SubspaceData:
         """The same law, with basis and latent law on a device: there it draws."""
@@ -113,32 +121,20 @@ class SubspaceData:
         on = self.decode(self.encode(v))
         return on, v - on
 
-    def latent_score(self, h: Tensor, t: float | Tensor) -> Tensor:
-        """Exact score of the noised latent, ∇log p_t^h, (batch, L, d); τ counts as noise."""
-        return smoothed(self._latent_score, self.noise)(h, t)
+    def noised_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Score of :math:`v = a x + s z`, from the decomposition; τ counts as noise.
 
-    def score(self, v: Tensor, t: float | Tensor) -> Tensor:
-        r"""Exact score of :math:`v_t = \alpha_t x + \sigma_t z`, from the decomposition.
+        :math:`a(Bh + \tau\varepsilon) + s z` is :math:`a Bh` with noise of size
+        :math:`\sqrt{s^2 + a^2\tau^2}`. Source: HWLSL Lemma 2.1.
 
-        Source: HWLSL Lemma 2.1.
-
-        Args:
-            v: (batch, 1, D).
-            t: diffusion step > 0, a number or one per vector (batch,).
-
-        Returns:
-            (batch, 1, D), dtype and device of v; against automatic differentiation of the
-            log-density 1e-11 relative in float64.
-
-        Raises:
-            ValueError: for a wrong shape or a step that is not finite and > 0.
+        Args and returns: see :meth:`gptheory.law.KnownLaw.noised_score`; against automatic
+        differentiation of the log-density 1e-11 relative in float64.
         """
-        return smoothed(self._clean_score, self.noise)(v, t)
-
-    def _clean_score(self, v: Tensor, t: float | Tensor) -> Tensor:
-        require_step(t)
-        latent, (_on, off) = self.encode(v), self.split(v)
-        return self.decode(self._latent_score(latent, t)) - off / levels(t, v)[1] ** 2
+        if self.noise:
+            noise = (noise**2 + (self.noise * signal) ** 2) ** 0.5
+        latent = self.encode(v)
+        off = v - self.decode(latent)
+        return self.decode(self.latent.noised_score(latent, signal, noise)) - off / noise**2
 
 
 def smoothed(score: Score, noise: float) -> Score:

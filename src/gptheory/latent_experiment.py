@@ -33,7 +33,7 @@ from .precision import full_precision
 from .process import GaussianProcess, decaying_process
 from .results import save_result
 from .sample import sample
-from .score import Score
+from .score import ExactScore, Score
 from .store import provenance
 from .sweep import collect, grid, sweep
 from .train import TrainConfig
@@ -195,7 +195,7 @@ def assess(score: Score, cell: LatentCell) -> dict[str, float]:
     data = cell.data()
     draws = [torch.Generator().manual_seed(seed) for seed in range(201, 206)]
     numbers = support_errors(score, data, generator=draws[0])
-    linear = support_errors(linear_rival(data).score, data, generator=draws[1])
+    linear = support_errors(ExactScore(linear_rival(data)), data, generator=draws[1])
     numbers["linear"] = linear["on"]
     x = sample(
         score, GENERATED, 1, cell.ambient_dim, steps=SOLVER_STEPS, t_min=STEPS[0], t_max=T_MAX,

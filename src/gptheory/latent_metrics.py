@@ -10,7 +10,7 @@ from torch import Tensor
 from .diffusion import half_log_snr, perturb, sigma, stratified_steps
 from .latent import SubspaceData
 from .precision import full_precision
-from .score import Score
+from .score import ExactScore, Score
 from .validation import (
     require_count,
     require_finite,
@@ -58,9 +58,9 @@ def support_errors(
     Accuracy: a standard error of 3 to 5 % at the default n.
     """
     t = stratified_steps(n, t_min, t_max, generator)
-    v, _ = perturb(data.sample(n, generator), t.to(data.basis.device), generator)
+    v, _ = perturb(data.sample(n, generator), t.to(data.device), generator)
     t = t.to(v.device)
-    estimate, truth = score(v, t), data.score(v, t)
+    estimate, truth = score(v, t), ExactScore(data)(v, t)
     if estimate.shape != truth.shape:
         expected, given = tuple(truth.shape), tuple(estimate.shape)
         raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")

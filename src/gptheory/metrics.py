@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .diffusion import alpha, half_log_snr, perturb, sigma, stratified_steps
 from .gaussians import gaussian_kl, gaussian_tv_bounds, gaussian_w2
+from .law import KnownLaw
 from .precision import full_precision
 from .process import GaussianProcess
 from .sample import sample, step_grid, trajectory
@@ -198,7 +199,7 @@ def debiased_error(error: float, floor: float) -> float:
 
 def score_error(
     score: Score,
-    process: GaussianProcess,
+    law: KnownLaw,
     t: float,
     n: int = 1024,
     generator: torch.Generator | None = None,
@@ -208,7 +209,7 @@ def score_error(
 
     Args:
         score: the score under test, called as (v, t).
-        process: the law of the clean sequences.
+        law: of the clean sequences.
         t: diffusion step > 0.
         n: Monte Carlo sequences; both expectations use the same ones.
         generator: source of randomness.
@@ -221,9 +222,9 @@ def score_error(
         ValueError: for a step that is not > 0, n < 1, or a score of the wrong shape.
     """
     require_count("n", n)
-    v, _ = perturb(process.sample(n, generator, dtype), t, generator)
+    v, _ = perturb(law.sample(n, generator, dtype), t, generator)
     with torch.no_grad():
-        estimate, truth = score(v, t), ExactScore(process)(v, t)
+        estimate, truth = score(v, t), ExactScore(law)(v, t)
     return relative_error(estimate, truth) ** 2
 
 
@@ -273,7 +274,7 @@ def propagated_spectrum(
 @torch.no_grad()
 def path_kl(
     score: Score,
-    process: GaussianProcess,
+    law: KnownLaw,
     t_min: float = 0.005,
     t_max: float = 8.0,
     n: int = 2048,
@@ -295,7 +296,7 @@ def path_kl(
 
     Args:
         score: the score under test, called as (v, t) with one t per sequence.
-        process: the law of the clean sequences.
+        law: of the clean sequences.
         t_min, t_max: range of diffusion steps.
         n: Monte Carlo sequences.
         generator: source of randomness.
@@ -311,9 +312,9 @@ def path_kl(
     :math:`n^{-1/2}`.
     """
     steps = stratified_steps(n, t_min, t_max, generator)
-    exact, total = ExactScore(process), 0.0
-    for t in steps.split(max(1, CHUNK_VALUES // (process.seq_len * process.dim))):
-        x = process.sample(len(t), generator, dtype)
+    exact, total = ExactScore(law), 0.0
+    for t in steps.split(max(1, CHUNK_VALUES // (law.seq_len * law.dim))):
+        x = law.sample(len(t), generator, dtype)
         v, _ = perturb(x, t.to(x.device), generator)
         estimate, truth = score(v, t.to(v.device)), exact(v, t.to(v.device))
         if estimate.shape != truth.shape:
@@ -326,7 +327,7 @@ def path_kl(
 
 def coupled_ode_error(
     score: Score,
-    process: GaussianProcess,
+    law: KnownLaw,
     n: int = 48,
     steps: int = 50,
     t_min: float = 0.005,
@@ -344,7 +345,7 @@ def coupled_ode_error(
 
     Args:
         score: the score under test, called as (v, t).
-        process: the law of the clean sequences.
+        law: of the clean sequences.
         n: Monte Carlo sequences.
         steps, t_min, t_max: as in :func:`gptheory.sample.sample`, with DPM-Solver++(2M) and a final
             denoising step.
@@ -364,12 +365,12 @@ def coupled_ode_error(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     start = generator.get_state()
     results = []
-    for each in (score, ExactScore(process)):
+    for each in (score, ExactScore(law)):
         generator.set_state(start)
         results.append(
             sample(
-                each, n, process.seq_len, process.dim, steps=steps, t_min=t_min, t_max=t_max,
-                generator=generator, dtype=dtype, device=process.mean.device, show_progress=False,
+                each, n, law.seq_len, law.dim, steps=steps, t_min=t_min, t_max=t_max,
+                generator=generator, dtype=dtype, device=law.device, show_progress=False,
             )
         )  # fmt: skip
     return relative_error(*results)

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from .diffusion import levels
 from .precision import full_precision
 from .spectra import covariance_spectrum, symmetric_root
 from .validation import (
@@ -16,7 +15,6 @@ from .validation import (
     require_finite,
     require_real,
     require_sequences,
-    require_step,
     require_symmetric,
     require_values,
 )
@@ -35,6 +33,7 @@ class GaussianMixture:
     Attributes:
         means: (K, L·d) float64.
         weights: (K,) float64, with sum 1.
+        parts: means, covariances and weights.
         seq_len, dim: L and d.
 
     Raises:
@@ -67,6 +66,12 @@ class GaussianMixture:
             "covariance of a component", whole, covariance.dtype
         )
         self.weights = _normalised(weights, count, self.means)
+        self.parts = (self.means, whole, self.weights)
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianMixture(components={len(self.means)}, seq_len={self.seq_len}, dim={self.dim})"
+        )
 
     def to(self, device: torch.device | str) -> GaussianMixture:
         """The same mixture on a device: there it draws, without a generator of another one."""
@@ -74,6 +79,11 @@ class GaussianMixture:
         moved.means, moved.weights = self.means.to(device), self.weights.to(device)
         moved._axes, moved._variances = self._axes.to(device), self._variances.to(device)
         return moved
+
+    @property
+    def device(self) -> torch.device:
+        """Where the means are, and where it draws."""
+        return self.means.device
 
     def covariance(self) -> Tensor:
         """Of the mixture about its mean: within components plus between them, (L·d, L·d)."""
@@ -110,30 +120,18 @@ class GaussianMixture:
         return flat.unflatten(1, (self.seq_len, self.dim)).to(dtype)
 
     @full_precision()
-    def score(self, v: Tensor, t: float | Tensor) -> Tensor:
-        r"""Exact score of :math:`v_t = \alpha_t h + \sigma_t z`,
+    def noised_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Score of :math:`v = a h + s z`,
 
-        .. math:: \nabla\log p_t(v) = -\sum_k r_k(v)\,
-                  (\alpha_t^2 C_k + \sigma_t^2 I)^{-1} (v - \alpha_t m_k),
+        .. math:: -\sum_k r_k(v)\,(a^2 C_k + s^2 I)^{-1} (v - a\,m_k),
 
         with r_k(v) the probability of component k given v.
 
-        Args:
-            v: (batch, L, d).
-            t: diffusion step > 0, a number or one per sequence (batch,).
-
-        Returns:
-            (batch, L, d), dtype and device of v.
-
-        Raises:
-            ValueError: for a wrong shape or a step that is not finite and > 0.
+        Args and returns: see :meth:`gptheory.law.KnownLaw.noised_score`.
         """
-        require_sequences("v", v, self.seq_len, self.dim)
-        require_step(t)
         means, axes, variances, weights = (
             x.to(v) for x in (self.means, self._axes, self._variances, self.weights)
         )
-        signal, noise = levels(t, v)  # numbers or (batch, 1, 1)
         residuals = v.flatten(1)[:, None] - signal * means  # (batch, K, L·d)
         along = torch.einsum("kij,bki->bkj", axes, residuals)
         noised = signal**2 * variances + noise**2

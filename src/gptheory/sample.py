@@ -249,6 +249,6 @@ def _device_for(score: Score, generator: torch.Generator | None) -> torch.device
     if isinstance(score, torch.nn.Module):
         for parameter in score.parameters():
             return parameter.device
-    if generator is None and hasattr(score, "process"):  # an exact or unrolled score
-        return score.process.mean.device
+    if generator is None and hasattr(score, "device"):  # an exact or unrolled score
+        return score.device
     return torch.device("cpu") if generator is None else generator.device

@@ -1,4 +1,4 @@
-r"""The exact score of a noised Gaussian process, and the denoiser of any score."""
+r"""The exact score of a noised law, and the denoiser of any score."""
 
 from __future__ import annotations
 
@@ -8,37 +8,47 @@ import torch
 from torch import Tensor
 
 from .diffusion import levels
-from .precision import full_precision
-from .process import GaussianProcess
+from .law import KnownLaw
 from .validation import require_sequences, require_step
-from .wrappers import lasting
 
 Score = Callable[[Tensor, "float | Tensor"], Tensor]
 
 
 class ExactScore:
-    r"""Score of :math:`v_t`, :math:`\nabla\log p_t(v) = -A_t^{-1}(v - \alpha_t\mu)`,
-    :math:`A_t = \alpha_t^2\,\Gamma\otimes\Sigma + \sigma_t^2 I`.
+    r"""Score :math:`\nabla\log p_t(v)` of :math:`v_t = \alpha_t x + \sigma_t z`, x of a known law.
 
-    Source: FDGWC Score formula.
-
-    With :math:`\Gamma = U\Lambda U^\top` and :math:`\Sigma = W M W^\top` the solve is a rotation, a
-    division by :math:`\alpha_t^2\lambda_i m_k + \sigma_t^2`, and the rotation back: O(N²d + Nd²) a
-    sequence, for any mixture of diffusion steps in a batch, after one factorisation.
+    The law knows the formula (:meth:`gptheory.law.KnownLaw.noised_score`), the forward process the
+    levels. For a Gaussian process :math:`-A_t^{-1}(v - \alpha_t\mu)`, :math:`A_t =
+    \alpha_t^2\,\Gamma\otimes\Sigma + \sigma_t^2 I`. Source: FDGWC Score formula.
 
     Args:
-        process: the law of the clean sequences.
+        law: of the clean sequences: a :class:`gptheory.process.GaussianProcess`, a
+            :class:`gptheory.mixture.GaussianMixture`, a :class:`gptheory.latent.SubspaceData`, or
+            any other that knows its score.
 
-    Accuracy: the factorisation is float64, then cast to the input's dtype: about 1e-13 relative in
+    Attributes:
+        law: as given.
+
+    Raises:
+        ValueError: for a law that does not know it.
+
+    Accuracy: factorisations are float64, then cast to the input's dtype: about 1e-13 relative in
     float64 for σ_t² ≥ 1e-4, and 1e-5 in float32, also under autocast and with a lower precision of
     products (see :mod:`gptheory.precision`, also for gradients).
     """
 
-    def __init__(self, process: GaussianProcess) -> None:
-        self.process = process
-        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+    def __init__(self, law: KnownLaw) -> None:
+        if not isinstance(law, KnownLaw):
+            raise ValueError(
+                f"an exact score needs a law that knows its noised_score, got {type(law).__name__}"
+            )
+        self.law = law
 
-    @full_precision()
+    @property
+    def device(self) -> torch.device:
+        """Where the law is."""
+        return self.law.device
+
     def __call__(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the score.
 
@@ -52,27 +62,9 @@ class ExactScore:
         Raises:
             ValueError: for a wrong shape or a step that is not finite and > 0.
         """
-        require_sequences("v", v, self.process.seq_len, self.process.dim)
+        require_sequences("v", v, self.law.seq_len, self.law.dim)
         require_step(t)
-        u, w, variances, mean = self._factors(v)
-        signal_level, noise_level = (frames_first(level) for level in levels(t, v))
-        frames = v.transpose(0, 1) - signal_level * mean  # (N, batch, d)
-        rotated = along_frames(u.T, frames @ w)
-        rotated = rotated / (signal_level**2 * variances + noise_level**2)
-        return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
-
-    def _factors(self, v: Tensor) -> tuple[Tensor, ...]:
-        key = (v.dtype, v.device)
-        if key not in self._cast:
-            self._cast[key] = self._cast_to(*key)
-        return self._cast[key]
-
-    @lasting
-    def _cast_to(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        process = self.process
-        (temporal, u), (spatial, w) = process.temporal_spectrum, process.spatial_spectrum
-        variances = torch.outer(temporal, spatial)[:, None]  # (N, 1, d)
-        return tuple(f.to(device, dtype) for f in (u, w, variances, process.mean[:, None]))
+        return self.law.noised_score(v, *levels(t, v))
 
 
 def denoise(score: Score, v: Tensor, t: float | Tensor) -> Tensor:
@@ -98,14 +90,3 @@ def denoise(score: Score, v: Tensor, t: float | Tensor) -> Tensor:
     require_step(t)
     signal_level, noise_level = levels(t, v)
     return (v + noise_level**2 * score(v, t)) / signal_level
-
-
-def frames_first(level: float | Tensor) -> float | Tensor:
-    """A level (batch, 1, 1) as (1, batch, 1); numbers stay numbers."""
-    return level.transpose(0, 1) if isinstance(level, Tensor) and level.ndim else level
-
-
-@full_precision()
-def along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
-    """Apply an (N, N) matrix to (N, batch, d) as one large product."""
-    return (matrix @ frames.flatten(1)).view_as(frames)

@@ -7,9 +7,12 @@ combinations that do not see the choice, or from vectors whose signs are fixed b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from .precision import full_precision
 from .rounding import SUMMED, spectrum_rounding
 from .validation import NotPSDError
 
@@ -98,6 +101,33 @@ def symmetric_root(values: Tensor, vectors: Tensor) -> Tensor:
     zero up to rounding, :math:`n\,u\,\lambda_{max}`, contributes the root of that, 1e-7 in float64.
     """
     return (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+
+
+@full_precision()
+def on_spectrum(u: Tensor, w: Tensor, frames: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    r"""A function of a matrix that is diagonal in :math:`U \otimes W`: rotate, change, rotate back.
+
+    Args:
+        u, w: orthonormal, (N, N) and (d, d).
+        frames: (N, batch, d).
+        change: of the coordinates (N, batch, d), which it changes one by one.
+
+    Returns:
+        (batch, N, d). O(N²d + Nd²) a sequence.
+    """
+    coordinates = change(along_frames(u.T, frames @ w))
+    return (along_frames(u, coordinates) @ w.T).transpose(0, 1)
+
+
+@full_precision()
+def along_frames(matrix: Tensor, frames: Tensor) -> Tensor:
+    """Apply an (N, N) matrix to (N, batch, d) as one large product."""
+    return (matrix @ frames.flatten(1)).view_as(frames)
+
+
+def frames_first(level: float | Tensor) -> float | Tensor:
+    """A level (batch, 1, 1) as (1, batch, 1); numbers stay numbers."""
+    return level.transpose(0, 1) if isinstance(level, Tensor) and level.ndim else level
 
 
 def orthonormal(matrix: Tensor) -> Tensor:

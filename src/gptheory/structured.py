@@ -20,7 +20,8 @@ from .precision import full_precision
 from .precondition import Clock, weights_from, zero_init
 from .process import GaussianProcess
 from .rounding import SUMMED, spectrum_rounding, unit_roundoff
-from .score import ExactScore, along_frames, frames_first
+from .score import ExactScore
+from .spectra import along_frames, frames_first
 from .store import digest
 from .unroll import UnrolledScore, as_level
 from .validation import require_count, require_finite, require_sequences, require_step
@@ -253,18 +254,18 @@ class LearnedSteps(nn.Module):
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the K-th iterate, as :class:`gptheory.unroll.UnrolledScore` does."""
-        base = self.base
-        residual, signal, noise = base._prepared(v, t)
-        u, w = base._u.to(v), base._w.to(v)
-        eigenvalues = signal**2 * base._variances.to(v)[:, None] + noise**2  # (N, batch or 1, d)
-        # on the spectrum the iterate is −q (v − α μ), and gradient descent brings a q towards 1
-        q = before = torch.zeros_like(eigenvalues)
-        for step_size, beta in self.coefficients(t):
-            step_size, beta = (as_level(c, v) for c in (step_size, beta))
-            q, before = q - step_size * (eigenvalues * q - 1) + beta * (q - before), q
-        with full_precision():  # the clock obeys the caller, the law does not
-            rotated = along_frames(u.T, residual @ w) * q
-            return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
+        # the clock obeys the caller, the law does not
+        coefficients = [[as_level(c, v) for c in pair] for pair in self.coefficients(t)]
+
+        def response(signal: Tensor, noise: Tensor, variances: Tensor) -> Tensor:
+            eigenvalues = signal**2 * variances + noise**2  # (N, batch or 1, d)
+            # the iterate is −q (v − α μ), and gradient descent brings a q towards 1
+            q = before = torch.zeros_like(eigenvalues)
+            for step_size, beta in coefficients:
+                q, before = q - step_size * (eigenvalues * q - 1) + beta * (q - before), q
+            return q
+
+        return self.base.filtered(v, t, response)
 
     def coefficients(self, t: float | Tensor) -> list[tuple[Tensor, Tensor]]:
         r""":math:`(\eta_k(t), \beta_k(t))`, k = 0..K−1, each of shape (batch or 1,)."""

@@ -1,7 +1,7 @@
 """Training a score network, in runs that survive being killed.
 
-On Gaussian-process data the exact score is known, so a run can watch its exact score error instead
-of its loss, whose floor is not zero.
+Where the exact score of the data is known, a run can watch its exact score error instead of its
+loss, whose floor is not zero.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .law import KnownLaw, Law
 from .matching import TIMES, WEIGHTS, matching_loss, matching_steps
 from .metrics import score_error
 from .precision import without_autocast
-from .process import GaussianProcess
 from .progress import progress
 from .randomness import TorchDraws
+from .score import ExactScore
 from .store import DamagedFileError, digest, load_arrays, provenance, save_arrays, to_json
 from .validation import (
     require_count,
@@ -146,11 +147,11 @@ class Training:
 
     Args:
         model: any module called as (v, t) that returns a score, compiled or not; trained in place.
-        data: sequences (n, N, d) drawn from with replacement, or a process that supplies fresh
-            ones.
+        data: a training set, sequences (n, N, d) drawn from with replacement, or a
+            :class:`gptheory.law.Law` that supplies fresh ones.
         config: see :class:`TrainConfig`.
-        process: the law of the data where it is known, for evaluations; ``data`` itself if that is
-            a process.
+        law: of the data, for evaluations, where its exact score is known; ``data`` itself if that
+            is such a law.
 
     Attributes:
         model, average: the network as trained, and with averaged weights (never compiled).
@@ -164,18 +165,18 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        data: Tensor | GaussianProcess,
+        data: Tensor | Law,
         config: TrainConfig,
-        process: GaussianProcess | None = None,
+        law: KnownLaw | None = None,
     ) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("the model has no trainable weights; call model.requires_grad_()")
         self.dtype, self.device = trainable[0].dtype, trainable[0].device
-        if process is None and isinstance(data, GaussianProcess):
-            process = data
+        if law is None and isinstance(data, KnownLaw):
+            law = data
         self.data = at_home(data, self.dtype, self.device)
-        self.process = None if process is None else at_home(process, self.dtype, self.device)
+        self.law = None if law is None else ExactScore(law).law.to(self.device)  # or raises
         require_fitting(model, self.data)
         self.model, self.config = model, config
         self.average = copy.deepcopy(uncompiled(model)).eval().requires_grad_(False)
@@ -263,8 +264,7 @@ class Training:
         data = self.data
         if isinstance(data, Tensor):
             return f"{len(data)} sequences, {digest(data)[:12]}"
-        temporal = data.temporal if isinstance(data.temporal, Tensor) else repr(data.temporal)
-        return f"{data}, {digest(temporal, data.spatial, data.mean)[:12]}"
+        return f"{data}, {digest(*data.parts)[:12]}"
 
     def _update(self) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -297,13 +297,13 @@ class Training:
         self._unread.clear()
 
     def _evaluate(self) -> None:
-        if self.process is None:
+        if self.law is None:
             return
         for t in self.config.evaluate_at:
             generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
             with TorchDraws(EVALUATION_SEED, self.device):
                 error = score_error(
-                    self.average, self.process, t, self.config.evaluate_n, generator, self.dtype
+                    self.average, self.law, t, self.config.evaluate_n, generator, self.dtype
                 )
             self.evaluations.append(dict(zip(EVALUATIONS, (self.step, t, error), strict=True)))
 
@@ -314,9 +314,9 @@ EVALUATIONS = ["step", "t", "score_error"]
 
 def fit(
     model: nn.Module,
-    data: Tensor | GaussianProcess,
+    data: Tensor | Law,
     config: TrainConfig,
-    process: GaussianProcess | None = None,
+    law: KnownLaw | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 200,
     show_progress: bool | None = None,
@@ -339,7 +339,7 @@ def fit(
     network itself, and the averaged network that is returned is not compiled.
 
     Args:
-        model, data, config, process: see :class:`Training`. It trains where the model is and in
+        model, data, config, law: see :class:`Training`. It trains where the model is and in
             the dtype of its weights.
         checkpoint: a file. If it exists, the run continues from it and ends with the same weights,
             bit for bit, as if it had never stopped (same machine, versions, threads, autocast and
@@ -358,7 +358,7 @@ def fit(
         TrainingDivergedError: when the loss is not finite; the last good checkpoint is kept.
     """
     require_count("checkpoint_every", checkpoint_every)
-    training = Training(model, data, config, process)
+    training = Training(model, data, config, law)
     saved = None
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(checkpoint, training)
@@ -393,10 +393,10 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
 
 def draw_batch(
-    data: Tensor | GaussianProcess, size: int, generator: torch.Generator, dtype: torch.dtype
+    data: Tensor | Law, size: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Sequences (size, N, d) for one update: fresh from a process, or rows with replacement."""
-    if isinstance(data, GaussianProcess):
+    """Sequences (size, N, d) for one update: rows with replacement, or fresh from a law."""
+    if not isinstance(data, Tensor):
         return data.sample(size, generator, dtype)
     return data[torch.randint(len(data), (size,), generator=generator, device=data.device)]
 
@@ -497,15 +497,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in tensors if name in kept}
 
 
-def at_home(
-    data: Tensor | GaussianProcess, dtype: torch.dtype, device: torch.device
-) -> Tensor | GaussianProcess:
+def at_home(data: Tensor | Law, dtype: torch.dtype, device: torch.device) -> Tensor | Law:
     """Data on the device of a model; sequences in the dtype of its weights.
 
     Raises:
         ValueError: for sequences of a wrong shape, none, or values that are not finite.
     """
-    if isinstance(data, GaussianProcess):
+    if isinstance(data, Law):
         return data.to(device)
     require_sequences("data", data)
     require_count("the number of sequences in data", len(data))
@@ -513,13 +511,10 @@ def at_home(
     return data.to(device, dtype)
 
 
-def require_fitting(model: nn.Module, data: Tensor | GaussianProcess) -> None:
+def require_fitting(model: nn.Module, data: Tensor | Law) -> None:
     """Raise if the model says that it is for sequences of another size."""
-    if isinstance(data, GaussianProcess):
-        given = {"seq_len": data.seq_len, "dim": data.dim}
-    else:
-        given = {"seq_len": data.shape[1], "dim": data.shape[2]}
-    for name, size in given.items():
+    sizes = data.shape[1:] if isinstance(data, Tensor) else (data.seq_len, data.dim)
+    for name, size in zip(("seq_len", "dim"), sizes, strict=True):
         expected = getattr(model, name, None)
         if expected is not None and expected != size:
             raise ValueError(f"the model is for {name}={expected}, the data have {name}={size}")

@@ -12,7 +12,8 @@ often enough. Each iterate is a polynomial in :math:`\bar A_t`, hence also a fil
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,8 +23,7 @@ from .kernels import taper as tapered
 from .kernels import truncate
 from .precision import full_precision
 from .process import GaussianProcess
-from .score import along_frames, frames_first
-from .spectra import clipped_eigh
+from .spectra import along_frames, clipped_eigh, frames_first, on_spectrum
 from .validation import NotPSDError, require_count, require_sequences, require_step
 from .wrappers import lasting
 
@@ -95,6 +95,11 @@ class UnrolledScore:
         self._variances = torch.outer(self._temporal, self._spatial)  # (N, d)
         self.spectrum = (self._variances.min().item(), self._variances.max().item())
         self.converges_from = math.log1p(max(0.0, -self.spectrum[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the law is."""
+        return self.process.device
 
     def __call__(self, v: Tensor, t: Number) -> Tensor:
         """The K-th iterate.
@@ -282,13 +287,23 @@ class UnrolledScore:
         error = (response[:, :, None] - 1 / exact[:, None]) * basis * exact[:, None].sqrt()
         return (error.square().sum() / (1 / exact).sum()).sqrt().item()
 
-    @full_precision()
     def _filter(self, v: Tensor, t: Number, steps: int | None) -> Tensor:
+        return self.filtered(v, t, partial(self._response, steps=steps))
+
+    @full_precision()
+    def filtered(self, v: Tensor, t: Number, response: Callable[..., Tensor]) -> Tensor:
+        r"""Any filter on the spectrum, :math:`-q(\bar A_t)(v - \alpha_t\mu)`.
+
+        Args:
+            v, t: as in a call.
+            response: q on the eigenvalues: a function of :math:`\alpha_t`, :math:`\sigma_t` and
+                the eigenvalues (N, 1, d) of :math:`\bar\Gamma\otimes\Sigma`.
+
+        Returns and raises what a call does.
+        """
         residual, signal, noise = self._prepared(v, t)
-        u, w = self._u.to(v), self._w.to(v)
-        response = self._response(signal, noise, self._variances.to(v)[:, None], steps)
-        rotated = along_frames(u.T, residual @ w) * response  # (N, batch, d)
-        return -(along_frames(u, rotated) @ w.T).transpose(0, 1)
+        q = response(signal, noise, self._variances.to(v)[:, None])  # (N, batch or 1, d)
+        return -on_spectrum(self._u.to(v), self._w.to(v), residual, lambda x: x * q)
 
     def _response(
         self, signal: Tensor, noise: Tensor, variances: Tensor, steps: int | None

@@ -491,6 +491,7 @@ class GaussianTwin:
 
     Attributes:
         covariance: (Nd, Nd), float64, frame-major.
+        seq_len, dim: N and d.
 
     Raises:
         ValueError: for a wrong shape, non-finite values or fewer than two sequences.
@@ -502,19 +503,43 @@ class GaussianTwin:
         require_sequences("x", x)
         require_count("the number of sequences", len(x), minimum=2)
         require_finite("x", x)
-        self._shape, rows = x.shape[1:], x.flatten(1)
+        (self.seq_len, self.dim), rows = x.shape[1:], x.flatten(1)
         self._mean = rows.mean(dim=0)
         moments = torch.cov((rows - self._mean).T).double()
         spectrum = covariance_spectrum("covariance of x", moments, x.dtype)
         self.covariance = nearest_covariance(moments, spectrum, x.dtype)
         self._root = symmetric_root(*spectrum).to(x)
 
+    def __repr__(self) -> str:
+        return f"GaussianTwin(seq_len={self.seq_len}, dim={self.dim})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it draws."""
+        return self._mean.device
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Mean and covariance."""
+        return self._mean, self.covariance
+
     @full_precision()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, N, d), dtype and device of the sequences that were given."""
-        white = normal_like(self._mean.expand(n, -1), generator)
-        rows = self._mean + white @ self._root
-        return rows.unflatten(1, self._shape)
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """(n, N, d), on the device of the sequences that were given, by default in their dtype.
+
+        Raises:
+            ValueError: for n < 0.
+        """
+        require_count("n", n, minimum=0)
+        mean = self._mean if dtype is None else self._mean.to(dtype)
+        white = normal_like(mean.expand(n, -1), generator)
+        rows = mean + white @ self._root.to(mean)
+        return rows.unflatten(1, (self.seq_len, self.dim))
 
     def to(self, device: torch.device | str) -> GaussianTwin:
         """The same law on a device: there it draws."""
@@ -529,7 +554,7 @@ class GaussianTwin:
         Rearranged so that Γ ⊗ Σ is the outer product of its factors, the nearest product is the
         first term of a singular value decomposition.
         """
-        seq_len, dim = self._shape
+        seq_len, dim = self.seq_len, self.dim
         blocks = self.covariance.view(seq_len, dim, seq_len, dim).transpose(1, 2)
         values = torch.linalg.svdvals(blocks.reshape(seq_len**2, dim**2))
         return (values[0] ** 2 / values.square().sum()).item()

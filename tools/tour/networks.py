@@ -29,6 +29,7 @@ from gptheory.construct import build_score_transformer
 from gptheory.ensemble import Member, fit_ensemble
 from gptheory.process import decaying_process
 from gptheory.sample import sample
+from gptheory.score import ExactScore
 
 from .stop import D, Found, N, law, normal, seeded, sequences, shaken, steps, stop
 
@@ -248,17 +249,19 @@ def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
         code = data.encode(x)
         found |= {
             f"{name} on": on, f"{name} off": off, f"{name} code": code,
-            f"{name} decoded": data.decode(code), f"{name} score": data.score(x, 0.1),
-            f"{name} score, steps": data.score(x, steps(5)),
-            f"{name} inside": data.latent_score(code, steps(5, device)),
+            f"{name} decoded": data.decode(code), f"{name} score": ExactScore(data)(x, 0.1),
+            f"{name} score, steps": ExactScore(data)(x, steps(5)),
             f"{name} energy": latent_metrics.orthogonal_energy(x, data),
         }  # fmt: skip
-    found["moved"] = data.to(device).score(x, 0.1)
+    moved = data.to(device)
+    assert {each.device.type for each in (moved, moved.latent)} == {device.type}
+    found["moved"] = ExactScore(moved)(x, 0.1)
+    found["parts"] = len(data.parts)
     drawn = latent.SubspaceData(basis, of_gaussians).to(device).sample(2, seeded(4), torch.float64)
     found["drawn"] = drawn
     other = latent.principal_subspace(x, 4)
     found["covariance"] = of_gaussians.covariance()
-    found["mixture score"] = of_gaussians.score(code, 0.2)
+    found["mixture score"] = ExactScore(of_gaussians)(code, 0.2)
     found["angles"] = latent.principal_angles(other, data.basis.to(other))
     found["basis"] = latent.require_orthonormal("basis", basis.to(device))
     found["error"] = latent.subspace_error(other, data.basis.to(other))

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from gptheory import assembly, drawing, heads, multiplication, ranges, score, unroll
+from gptheory import assembly, drawing, heads, multiplication, ranges, score, spectra, unroll
 from gptheory import metrics as measure
 from gptheory import sample as generation
 from gptheory.blueprint import Blueprint
@@ -25,16 +25,17 @@ def exact_score(device: torch.device, dtype: torch.dtype) -> Found:
     """The law on either side, t a number or one per sequence on either side."""
     v = sequences(1, 3, device, dtype)
     here, there = ExactScore(law(device)), ExactScore(law())
+    assert here.device.type == here.law.mean.device.type == device.type
     return {
         "number": here(v, 0.1),
         "steps": here(v, steps(3, device)),
         "steps of the CPU": here(v, steps(3)),
         "law of the CPU": there(v, steps(3, device).to(dtype)),
         "denoised": score.denoise(here, v, 0.1),
-        "rotated": score.along_frames(
+        "rotated": spectra.along_frames(
             normal(2, N, N, device=device, dtype=dtype), v.transpose(0, 1)
         ),
-        "frames": score.frames_first(steps(3, device)[:, None, None]),
+        "frames": spectra.frames_first(steps(3, device)[:, None, None]),
     }
 
 
@@ -44,6 +45,7 @@ def unrolled_score(device: torch.device, dtype: torch.dtype) -> Found:
     v, found = sequences(1, 3, device, dtype), {}
     for method in ("gradient-descent", "heavy-ball", "chebyshev"):
         own = unroll.UnrolledScore(law(device), 3, method=method)
+        assert own.device.type == device.type
         found |= {f"{method}, number": own(v, 0.1), f"{method}, steps": own(v, steps(3, device))}
         found |= {f"{method}, {k}": s for k, s in enumerate(own.iterates(v, 0.2))}
     there = unroll.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
@@ -104,7 +106,7 @@ def layers_of_the_class(device: torch.device, dtype: torch.dtype) -> Found:
         "attended": layer.attend(layer.maps(y), y), "operator": layer.operator(y, whole, whole),
         "weighed": layer.weigh(layer.logits(query, key)), "feed": feed(y),
         "block": Block(none, feed)(y),
-        "rotated": score.along_frames(layer.maps(y)[0, 0], y.transpose(0, 1)),
+        "rotated": spectra.along_frames(layer.maps(y)[0, 0], y.transpose(0, 1)),
     }  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def latent_study(device: torch.device, dtype: torch.dtype) -> Found:
     rival = latent_experiment.linear_rival(LATENT.data())
     v = normal(1, 3, 1, 8, device=device, dtype=dtype)
     assert LATENT.closed_form() is None
-    return {"rows": len(rows), "cells": len(settings.cells()), "rival": rival.score(v, 0.1)}
+    return {"rows": len(rows), "cells": len(settings.cells()), "rival": ExactScore(rival)(v, 0.1)}
 
 
 BALL = video_experiment.Film(
