@@ -103,8 +103,8 @@ SEQUENCES = """
     latent.SubspaceData.decode h; latent.SubspaceData.split v; latent.LatentScore.forward v;
     latent.FullScore.forward v; diffusion.perturb x; diffusion.normal_like x; diffusion.levels v;
     matching.matching_loss x; sample.trajectory v; sample.restart x; probe.record v;
-    probe.Edited.__call__ v; maps.denoiser_jacobian v; finetune.attention_scores v;
-    probing.shuffled_frames x; video_experiment.shuffled x; video.LatentMap.decode latents;
+    probe.Edited.__call__ v; maps.denoiser_jacobian v; probing.shuffled_frames x;
+    video.LatentMap.decode latents;
     video.LatentMap.pixel_covariance covariance; video.Digits.recentred frames;
     video.Digits.recentred centres; exppoly.ExpPolynomial.__call__ s;
     validation.require_sequences x; validation.require_floating x

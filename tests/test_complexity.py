@@ -7,23 +7,26 @@ import pandas as pd
 import pytest
 import torch
 
-from gptheory.complexity import COMPLEXITY, Complexity, excess, fitted_slope, sample_complexity
+from gptheory.cell import Cell
+from gptheory.complexity import COMPLEXITY, excess, fitted_slope
 from gptheory.results import load_result, stored_results
-from gptheory.sweep import collect, sweep
+from gptheory.run import Run
+from gptheory.sweep import SweepStudy, collect, sweep, sweep_study
 
-TINY = Complexity(
+TINY = SweepStudy(
+    Cell,
     {
         "networks": {
             "n": [4, None], "lengthscale": [2.0, 4.0], "seq_len": 4, "steps": 2, "hidden": 8,
             "depth": 1,
         },
         "closed": {"estimator": "stationary", "n": [4, 8], "seq_len": 4},
-    }
+    },
 )  # fmt: skip
 
 
 def test_result_holds_every_cell_and_its_part(tmp_path):
-    path = sample_complexity(TINY, "tiny", torch.device("cpu"), tmp_path)
+    path = sweep_study(TINY, Run("tiny", torch.device("cpu"), tmp_path))
     result = load_result("tiny", path.parent)
     table = result.table("cells")
     assert list(table["part"]) == ["networks"] * 4 + ["closed"] * 2
@@ -32,9 +35,8 @@ def test_result_holds_every_cell_and_its_part(tmp_path):
     whole = collect(TINY.cells(), tmp_path / "tiny")
     assert np.allclose(table["path_kl"], whole["path_kl"], rtol=1e-5)
     assert list(table["n"].isna()) == [False, False, True, True, False, False]
-    constants = result.record["settings"]["constants"]
-    assert constants["seq_len"] == 4 and constants["error"] is None
-    assert constants.keys() | set(table.columns) >= set(whole.columns)
+    assert list(table.columns) == ["part", *whole.columns]
+    assert set(table["seq_len"]) == {4} and table["error"].isna().all()
 
 
 def test_slopes_of_a_power_law():

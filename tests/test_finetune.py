@@ -11,14 +11,17 @@ from tolerances import assert_identity
 
 from gptheory import finetune
 from gptheory.diffusion import perturb
-from gptheory.experiments import Data
 from gptheory.finetune import FINE_TUNING, STARTS, FineTuning, keep_zeros, toeplitz_defect
+from gptheory.probe import record
+from gptheory.process import decaying_process
 from gptheory.results import load_result
+from gptheory.run import Run
 from gptheory.train import TrainConfig, fit
 from gptheory.unroll import UnrolledScore
 
+LAW = decaying_process(4, 2, 2.0)
 TINY = FineTuning(
-    Data(4, 2, 2.0),
+    {"seq_len": 4, "dim": 2, "lengthscale": 2.0},
     TrainConfig(steps=5, batch_size=4, weight_decay=0.0, evaluate_n=8),
     steps=2,
     rates={STARTS[0]: (1e-6,), STARTS[1]: (1e-6, 1e6), STARTS[2]: (1e-3,)},
@@ -30,7 +33,7 @@ TINY = FineTuning(
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
-    finetune.fine_tuning(TINY, "tiny", torch.device("cpu"), folder, show=False)
+    finetune.fine_tuning(TINY, Run("tiny", torch.device("cpu"), folder, False))
     return load_result("tiny", folder)
 
 
@@ -39,7 +42,7 @@ def test_kept_zeros_stay_and_the_others_move():
     network.check_ranges = False
     before = [p.detach().clone() for p in network.parameters()]
     keep_zeros(network)
-    fit(network, TINY.data.process(), dataclasses.replace(TINY.training, learning_rate=1e-4))
+    fit(network, LAW, dataclasses.replace(TINY.training, learning_rate=1e-4))
     moved = 0
     for old, new in zip(before, network.parameters(), strict=True):
         assert (new[old == 0] == 0).all()
@@ -59,15 +62,14 @@ def test_toeplitz_defect_is_the_distance_from_the_diagonal_averages():
     assert toeplitz_defect(expected) < 1e-12
 
 
-def test_attention_scores_are_those_of_every_block():
-    network, process = finetune.built(TINY), TINY.data.process()
-    v, _ = perturb(process.sample(2, seeded(0)), 0.1, seeded(1))
-    scores = finetune.attention_scores(network, v, 0.1)
-    heads = [len(block.attention.query) for block in network.blocks]
-    assert scores.shape == (sum(heads), 4, 4)
-    states = list(network.states(v[:1], 0.1))
-    last = network.blocks[-1].attention.scores(states[len(heads) - 1])[0]
-    assert torch.equal(scores[-heads[-1] :], last)
+def test_maps_are_those_of_every_block():
+    network = finetune.built(TINY)
+    v, _ = perturb(LAW.sample(1, seeded(0)), 0.1, seeded(1))
+    maps = [seen.maps[0] for seen in record(network, v, 0.1)]
+    assert [len(own) for own in maps] == [len(b.attention.query) for b in network.blocks]
+    states = list(network.states(v, 0.1))
+    last = network.blocks[-1].attention.scores(states[len(maps) - 1])[0]
+    assert_identity(maps[-1], last.mT)
 
 
 def test_table_has_every_run_and_says_what_diverged(result):
@@ -81,7 +83,7 @@ def test_table_has_every_run_and_says_what_diverged(result):
     kept, free = (runs.loc[(start, 1e-6)] for start in STARTS[:2])
     assert kept["path_kl after"] != free["path_kl after"]
     constructed = [STARTS[0], STARTS[1]]
-    descent = finetune._divergence(UnrolledScore(TINY.data.process(), 2), TINY.data.process())
+    descent = finetune._divergence(UnrolledScore(LAW, 2), LAW)
     # the construction in single precision is gradient descent, before it is trained
     before = runs.loc[constructed]["path_kl before"]
     assert (before.sub(descent).abs() < 1e-3 * descent).all()

@@ -14,16 +14,15 @@ from gptheory.latent_experiment import (
     LATENT,
     LATENTS,
     LatentCell,
-    LatentStudy,
     assess,
     cells_like,
-    latent_study,
     linear_rival,
 )
 from gptheory.latent_metrics import support_errors
 from gptheory.results import load_result, stored_results
+from gptheory.run import Run
 from gptheory.score import ExactScore
-from gptheory.sweep import grid, sweep
+from gptheory.sweep import SweepStudy, grid, sweep, sweep_study
 
 SMALL = {"ambient_dim": 12, "latent_dim": 4, "steps": 2, "hidden": 8, "batch_size": 16}
 
@@ -147,15 +146,16 @@ def test_no_affine_score_beats_the_linear_rival():
 
 
 def test_result_holds_every_cell_once(tmp_path):
-    study = LatentStudy(
+    study = SweepStudy(
+        LatentCell,
         {
             "one": {"n": [8, None], **SMALL},
             "two": {"n": [None], "network": ["latent", "full-skip"], "tokens": 2, **SMALL},
             "again": {"n": [8], **SMALL},
-        }
+        },
     )
     assert len(study.cells()) == 4
-    path = latent_study(study, "tiny", torch.device("cpu"), tmp_path)
+    path = sweep_study(study, Run("tiny", torch.device("cpu"), tmp_path))
     result = load_result("tiny", path.parent)
     table = result.table("cells")
     assert list(table["part"]) == ["one", "one", "two", "two"]

@@ -11,7 +11,6 @@ from tolerances import assert_identity
 
 from gptheory import growth
 from gptheory.dit import Attention, DiT
-from gptheory.experiments import Data
 from gptheory.exppoly import exp_polynomial
 from gptheory.growth import Growth, attention_growth
 from gptheory.polyattention import DenseIsCheaperWarning, logit_bound, poly_attention
@@ -23,6 +22,7 @@ from gptheory.polydit import (
     with_polynomial_attention,
 )
 from gptheory.results import load_result
+from gptheory.run import Run
 from gptheory.train import TrainConfig
 
 N, DIM, F64 = 6, 3, torch.float64
@@ -121,8 +121,8 @@ def test_what_cannot_be_exchanged_is_refused():
 
 def test_ranges_of_logits():
     model, law = network().float(), process(N, DIM)
-    table = logit_ranges(model, law, (0.1, 1.0), n=5, generator=seeded(4))
-    assert list(zip(table["layer"], table["t"], strict=True)) == [
+    rows = logit_ranges(model, law, (0.1, 1.0), n=5, generator=seeded(4))
+    assert [(row["layer"], row["t"]) for row in rows] == [
         (1, 0.1), (2, 0.1), (1, 1.0), (2, 1.0),
     ]  # fmt: skip
     seen = []
@@ -131,17 +131,17 @@ def test_ranges_of_logits():
     )
     logit_ranges(model, law, (0.1,), n=5, generator=seeded(4))
     hook.remove()
-    assert table["range"][0] == pytest.approx(seen[0].abs().max().item())
+    assert rows[0]["range"] == pytest.approx(seen[0].abs().max().item())
     assert not model.blocks[0].attention._forward_pre_hooks  # nothing stays behind
 
 
 def test_experiments_run_and_are_stored(tmp_path):
     training = TrainConfig(steps=2, batch_size=4, evaluate_n=4)
     settings = Swap(
-        None, Data(4, 2, 2.0), training, degrees=(0, 12), steps=(0.1, 1.0), score_steps=(0.1,),
-        monte_carlo=8, samples=6, solver_steps=3,
+        None, {"seq_len": 4, "dim": 2, "lengthscale": 2.0}, training, degrees=(0, 12),
+        steps=(0.1, 1.0), score_steps=(0.1,), monte_carlo=8, samples=6, solver_steps=3,
     )  # fmt: skip
-    swap(settings, "swap-tiny", torch.device("cpu"), tmp_path, show=False)
+    swap(settings, Run("swap-tiny", torch.device("cpu"), tmp_path, False))
     result = load_result("swap-tiny", tmp_path)
     quality = result.table("quality").set_index("degree")
     assert list(quality.index) == [-1, 0, 12]
@@ -166,7 +166,7 @@ def test_growth_is_measured_and_stored(tmp_path):
         2, 2, 2, lengths=(64, 2048, 4096), rounds=1,
         dense_limits=(("softmax", 2048), ("torch SDPA", 64), ("exact gradient", 64)),
     )  # fmt: skip
-    attention_growth(settings, "attention-tiny", torch.device("cpu"), tmp_path, show=False)
+    attention_growth(settings, Run("attention-tiny", torch.device("cpu"), tmp_path, False))
     result = load_result("attention-tiny", tmp_path)
     table = result.table("growth").set_index(["method", "L"])
     assert table.loc[("softmax", 2048), "largest tensor"] == 2048**2
@@ -174,5 +174,5 @@ def test_growth_is_measured_and_stored(tmp_path):
     assert set(result.numbers) == {"polynomial", "gradient"}
     with pytest.raises(ValueError, match="lengths must exceed the rank 6"):
         attention_growth(
-            Growth(2, 2, 2, lengths=(6,)), "attention-short", torch.device("cpu"), tmp_path
+            Growth(2, 2, 2, lengths=(6,)), Run("attention-short", torch.device("cpu"), tmp_path)
         )

@@ -26,10 +26,10 @@ from tour.networks import NETWORKS
 from tour.stop import D, N, law, sequences, shaken, steps
 
 from gptheory.construct import build_score_transformer
-from gptheory.experiments import stored_network
 from gptheory.latent import SubspaceData, random_basis
 from gptheory.mixture import random_mixture
 from gptheory.results import load_result
+from gptheory.run import stored_network
 from gptheory.sample import sample
 from gptheory.score import ExactScore
 from gptheory.structured import WienerScore

@@ -10,17 +10,20 @@ from strategies import seeded
 from gptheory import maps, probe, probing, reproduce
 from gptheory.diffusion import perturb
 from gptheory.dit import DiT
-from gptheory.experiments import Data, in_half_precision, stored_network
 from gptheory.metrics import score_error
 from gptheory.probing import PROBING, Probing, learned, training_data
+from gptheory.process import decaying_process
 from gptheory.reproduce import Experiment
 from gptheory.results import load_result
+from gptheory.run import Run, in_half_precision, stored_network
 from gptheory.train import TrainConfig
 
 KINDS = {"trained", "untrained", "permuted", "white noise", "shuffled"}
 CPU = torch.device("cpu")
+DATA = {"seq_len": 8, "dim": 2}
+LAW = decaying_process(**DATA)
 TINY = Probing(
-    Data(8, 2), TrainConfig(steps=4, batch_size=4, evaluate_n=8), null_steps=3, seeds=(0,),
+    DATA, TrainConfig(steps=4, batch_size=4, evaluate_n=8), null_steps=3, seeds=(0,),
     null_seeds=(1,), keep=True, sequences=6, ablated=8, jacobians=1,
 )  # fmt: skip
 COMMITTED = ["fig5-quick", "fig5-paper"]
@@ -32,7 +35,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing, "SHUFFLED", 16)
-        tiny = Experiment("tiny", reproduce.EXPERIMENTS["fig5"].run, {"quick": TINY})
+        tiny = Experiment("tiny", reproduce.EXPERIMENTS["fig5"].study, {"quick": TINY})
         patch.setitem(reproduce.EXPERIMENTS, "fig5", tiny)
         return [reproduce.reproduce("fig5", "quick", "cpu", folder, False) for _ in range(2)]
 
@@ -55,7 +58,7 @@ def test_tables_hold_every_network_layer_and_step(run):
 
 def test_the_kept_network_is_the_one_that_was_looked_at(run):
     network = stored_network(run[0], "DiT")
-    rows = pd.DataFrame(probing.looked_at(network, TINY.data.process(), TINY))
+    rows = pd.DataFrame(probing.looked_at(network, LAW, TINY))
     kept = run[0].table("maps").query("network == 'trained'")
     for column in ("ee", "contrast", "content"):
         assert rows[column].to_numpy() == pytest.approx(kept[column].to_numpy(), rel=1e-4)
@@ -68,15 +71,15 @@ def test_a_second_run_gives_the_same_numbers(run):
 
 def test_rows_are_what_the_probe_says(run):
     """One row beside the same numbers, computed here."""
-    law, t = TINY.data.process(), 0.5
+    t = 0.5
     model = DiT(2, 8, generator=seeded(1)).requires_grad_(False)
-    rows = list(probing.looked_at(model, law, TINY))
+    rows = list(probing.looked_at(model, LAW, TINY))
     row = next(r for r in rows if r["t"] == t and r["layer"] == 2)
     generator = seeded(104)
-    v, _ = perturb(law.sample(6, generator), t, generator)
+    v, _ = perturb(LAW.sample(6, generator), t, generator)
     seen = probe.record(model, v, t)[1]
     mean = seen.maps.double().mean(dim=0)
-    operator = maps.denoising_operator(law.gram(), t)
+    operator = maps.denoising_operator(LAW.gram(), t)
     assert row["R²"] == pytest.approx(maps.explained(operator, mean), rel=1e-6)
     assert row["ee"] == pytest.approx(probe.logit_shares(seen)["ee"], rel=1e-6)
     alike = maps.off_diagonal_correlation(mean, operator).mean().item()
@@ -86,29 +89,28 @@ def test_rows_are_what_the_probe_says(run):
 
 def test_ablations_are_score_errors(run, tmp_path):
     row = run[0].table("ablations").query("edit == 'uniform' and layer == 3").iloc[0]
-    model = learned("trained", 0, TINY, "again", CPU, tmp_path, False).model
+    model = learned("trained", 0, TINY, Run("again", CPU, tmp_path, False))
     edited = probe.Edited(in_half_precision(model), probe.uniform, layers=[2])
-    error = score_error(edited, TINY.data.process(), 0.1, 8, seeded(103))
+    error = score_error(edited, LAW, 0.1, 8, seeded(103))
     assert row.score_error == pytest.approx(error, rel=1e-4)
 
 
 def test_shuffled_sequences_keep_their_frames_and_lose_their_order():
-    data = Data(8, 2, lengthscale=50.0)  # neighbours are nearly equal
-    x = training_data("shuffled", data, CPU)
-    plain = data.process().sample(probing.SHUFFLED, seeded(probing.SHUFFLED))
+    law = decaying_process(8, 2, lengthscale=50.0)  # neighbours are nearly equal
+    x = training_data("shuffled", law)
+    plain = law.sample(probing.SHUFFLED, seeded(probing.SHUFFLED))
     assert torch.equal(x.sort(dim=1).values, plain.sort(dim=1).values)
     steps = [(y[:, 1:] - y[:, :-1]).square().mean().item() for y in (plain, x)]
     assert steps[1] > 2 * steps[0]
 
 
 def test_training_data_of_the_other_networks():
-    data = Data(8, 2)
-    white = training_data("white noise", data, CPU)
+    white = training_data("white noise", LAW)
     assert torch.equal(white.gram(), torch.eye(8).double())
-    assert torch.equal(white.spatial, data.process().spatial)
-    assert torch.equal(training_data("trained", data, CPU).gram(), data.process().gram())
+    assert torch.equal(white.spatial, LAW.spatial)
+    assert torch.equal(training_data("trained", LAW).gram(), LAW.gram())
     with pytest.raises(ValueError, match=r"null must be 'trained', .*got 'pink noise'"):
-        training_data("pink noise", data, CPU)
+        training_data("pink noise", LAW)
 
 
 # ---- committed results --------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def test_committed_results_are_those_of_the_settings(committed):
     if committed.name == "fig5-quick":
         assert record["seeds"] == list(settings.seeds) and len(settings.seeds) >= 3
     assert record["training"]["steps"] == settings.training.steps
-    assert record["data"]["seq_len"] == settings.data.seq_len
+    assert record["data"] == settings.data
 
 
 @pytest.mark.statement("FDGWC Fig. 4b")

@@ -18,10 +18,12 @@ import torch
 from strategies import seeded
 from tolerances import assert_float32, assert_statistical
 
-from gptheory import experiments, reproduce
+from gptheory import comparison, experiments, reproduce
+from gptheory import run as running
 from gptheory import train as training
+from gptheory.comparison import Comparison
 from gptheory.dit import DiT
-from gptheory.experiments import Comparison, Data, Figure1, stored_network
+from gptheory.experiments import Figure1
 from gptheory.metrics import (
     path_kl,
     relative_error,
@@ -29,6 +31,7 @@ from gptheory.metrics import (
     score_error,
     temporal_covariance,
 )
+from gptheory.process import decaying_process
 from gptheory.results import (
     SIZE_LIMIT,
     expected_bands,
@@ -38,11 +41,14 @@ from gptheory.results import (
     stored_results,
     within_bands,
 )
-from gptheory.store import DamagedFileError, provenance
+from gptheory.run import Run, stored_network
+from gptheory.store import DamagedFileError, load_arrays, provenance
 from gptheory.train import TrainConfig
 
 TINY = TrainConfig(steps=6, batch_size=4, evaluate_every=3, evaluate_n=8, log_every=3)
-FIGURE = Figure1(Data(8, 2), TINY, samples=300, picture=100, solver_steps=3, monte_carlo=16)
+DATA = {"seq_len": 8, "dim": 2}
+FIGURE = Figure1(DATA, TINY, samples=300, picture=100, solver_steps=3, monte_carlo=16)
+LAW = decaying_process(**DATA)
 
 
 @pytest.fixture
@@ -287,10 +293,10 @@ def test_figure_holds_what_is_drawn(figure):
 @pytest.mark.parametrize("kind", ["DiT", "UNet1d"])
 def test_stored_weights_have_exactly_the_errors_reported(kind, figure):
     result, _ = figure
-    network, law = stored_network(result, kind), FIGURE.data.process()
-    assert path_kl(network, law, n=16, generator=seeded(101)) == result.numbers[kind]["path_kl"]
+    network = stored_network(result, kind)
+    assert path_kl(network, LAW, n=16, generator=seeded(101)) == result.numbers[kind]["path_kl"]
     scores = result.table("scores").query("network == @kind and t == 0.1").score_error
-    assert_float32(score_error(network, law, 0.1, 1024, seeded(103)), scores.iloc[0])
+    assert_float32(score_error(network, LAW, 0.1, 1024, seeded(103)), scores.iloc[0])
     with pytest.raises(ValueError, match=r"holds the networks \['DiT', 'UNet1d'\], not 'GAN'"):
         stored_network(result, "GAN")
 
@@ -298,26 +304,22 @@ def test_stored_weights_have_exactly_the_errors_reported(kind, figure):
 def test_errors_are_those_of_the_sequences_that_were_generated(figure):
     result, out = figure
     files = sorted((out / "work").glob("fig1-tiny-DiT-*.sequences"))
-    x = torch.cat([experiments.remembered(f, _identity(f), dict)["x"] for f in files])
+    x = torch.cat([load_arrays(file)[0]["x"] for file in files])
     assert x.shape == (300, 8, 2)
     temporal = temporal_covariance(x, torch.zeros(2))
     assert_float32(result.arrays["DiT.temporal"], temporal.half())
     table = result.table("covariances").query("network == 'DiT' and factor == 'temporal'")
-    error = relative_error(temporal, FIGURE.data.process().gram())
+    error = relative_error(temporal, LAW.gram())
     assert_float32(table.error.iloc[-1], error)
-    floor = sampling_floor(FIGURE.data.process(), 300)
+    floor = sampling_floor(LAW, 300)
     assert_float32(table.floor.iloc[-1], floor)
     assert_float32(table.debiased.iloc[-1], math.sqrt(max(error**2 - floor**2, 0)))
     assert_float32(result.numbers["DiT"]["temporal error, debiased"], table.debiased.iloc[-1])
     assert len(x.unique(dim=0)) == 300  # no chunk repeats the noise of another
 
 
-def _identity(path):
-    return experiments.remembered.__globals__["load_arrays"](path)[1]
-
-
 def test_data_are_the_papers():
-    law = Data(5, 3, 2.0).process()
+    law = decaying_process(**{**running.PAPER_DATA, "seq_len": 5, "dim": 3, "lengthscale": 2.0})
     assert_float32(law.spatial, [[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
     assert_float32(law.gram()[0], [math.exp(-i / 2) for i in range(5)])
 
@@ -325,7 +327,7 @@ def test_data_are_the_papers():
 def test_interrupted_reproduction_goes_on_where_it_was(figure, tmp_path, monkeypatch):
     """Killed while sampling from the second network, it neither trains nor samples again."""
     monkeypatch.setitem(experiments.FIGURE1, "tiny", FIGURE)
-    original, calls = experiments.sample, []
+    original, calls = running.sample, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -333,7 +335,7 @@ def test_interrupted_reproduction_goes_on_where_it_was(figure, tmp_path, monkeyp
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(experiments, "sample", interrupted)
+    monkeypatch.setattr(running, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reproduce.reproduce("fig1", "tiny", "cpu", tmp_path, show_progress=False)
     steps = []
@@ -356,12 +358,13 @@ def test_scales_do_not_disturb_each_other(figure, monkeypatch):
 
 def test_comparison_has_a_row_for_every_run_and_bands(tmp_path, monkeypatch):
     settings = Comparison(
-        Data(4, 2), TINY, seeds=(0, 1), band_seeds=(0, 1, 2), wiener=(50,), monte_carlo=64
-    )
-    monkeypatch.setitem(experiments.COMPARISON, "tiny", settings)
+        {"seq_len": 4, "dim": 2}, TINY, seeds=(0, 1), band_seeds=(0, 1, 2), wiener=(50,),
+        monte_carlo=64,
+    )  # fmt: skip
+    monkeypatch.setitem(comparison.COMPARISON, "tiny", settings)
     result = reproduce.reproduce("comparison", "tiny", "cpu", tmp_path, show_progress=False)
     runs = result.table("runs")
-    labels = [variant.label for variant in experiments.VARIANTS]
+    labels = list(comparison.VARIANTS)
     assert set(runs.variant) == {*labels, "Wiener filter, n = 50"}
     assert len(runs) == 2 * (len(labels) + 1) + 1 and (runs.path_kl > 0).all()
     # every variant really differs from the plain DiT of its seed
@@ -381,15 +384,18 @@ def test_generated_covariance_is_right_for_an_exact_score(tmp_path):
     """The measuring chain itself: with the exact score in place of a network nothing remains."""
     from gptheory.score import ExactScore
 
-    law, n = FIGURE.data.process(), 4000
-    settings = dataclasses.replace(FIGURE, samples=n, solver_steps=40)
+    n = 4000
 
     class Exact(torch.nn.Module):
-        def forward(self, v, t):
-            return ExactScore(law)(v, t)
+        seq_len, dim = 8, 2
 
-    x = experiments.generated(Exact(), settings, tmp_path / "x", torch.device("cpu"), False)
-    tables = experiments.measured(ExactScore(law), x, law, settings)
+        def forward(self, v, t):
+            return ExactScore(LAW)(v, t)
+
+    run = Run("exact", torch.device("cpu"), tmp_path, False)
+    x = run.generate("x", Exact(), n, 0, steps=40, t_max=10.0)
+    rows = experiments.measured(ExactScore(LAW), x, LAW, FIGURE)
+    tables = {name: pd.DataFrame(own) for name, own in rows.items()}
     assert (tables["scores"].score_error < 1e-9).all()
     lags = tables["lags"]
     # a lag's correlation averages n sequences of d = 2 dependent coordinates: at least n pairs
@@ -459,7 +465,7 @@ def test_what_this_machine_lacks_gets_one_line(error, capsys, tmp_path, monkeypa
     def lacking(*_args, **_kwargs):
         raise error
 
-    lame = dataclasses.replace(reproduce.EXPERIMENTS["video"], run=lacking)
+    lame = dataclasses.replace(reproduce.EXPERIMENTS["video"], study=lacking)
     monkeypatch.setitem(reproduce.EXPERIMENTS, "video", lame)
     assert reproduce.main(["reproduce", "video", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
@@ -484,6 +490,6 @@ def test_module_can_be_executed():
 
 def test_paper_scale_is_the_papers():
     paper = experiments.FIGURE1["paper"]
-    assert (paper.data.seq_len, paper.data.dim, paper.data.lengthscale) == (128, 8, 8.0)
+    assert paper.data == {"seq_len": 128, "dim": 8, "lengthscale": 8.0, "exponent": 1.0}
     assert paper.samples >= 5000 and paper.picture == 1000
     assert DiT(8, 128).config["hidden"] == 64

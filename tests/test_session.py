@@ -62,13 +62,13 @@ def test_full_size_reads_the_package_or_runs_the_experiment(monkeypatch, tmp_pat
     assert full_size("fig1", tmp_path).record == load_result("fig1-paper").record
     ran = []
 
-    def run(settings, name, device, folder, show):
-        ran.append((settings, name, device.type))
+    def study(settings, run):
+        ran.append((settings, run.name, run.device.type))
         raise InterruptedError
 
     monkeypatch.setenv("GPTHEORY_SCALE", "paper")
     monkeypatch.setitem(
-        reproduce.EXPERIMENTS, "fig1", Experiment("", run, {"quick": 1, "paper": 2})
+        reproduce.EXPERIMENTS, "fig1", Experiment("", study, {"quick": 1, "paper": 2})
     )
     with pytest.raises(InterruptedError):
         full_size("fig1", tmp_path)

@@ -12,10 +12,13 @@ from tolerances import assert_float32
 from gptheory import video_experiment as study
 from gptheory.dit import DiT
 from gptheory.metrics import spatial_covariance
+from gptheory.probe import record
+from gptheory.probing import shuffled_frames
 from gptheory.results import load_result
+from gptheory.run import Run
 from gptheory.train import TrainConfig
 from gptheory.video import Ball, LatentMap
-from gptheory.video_experiment import Film, VideoStudy, attention_maps
+from gptheory.video_experiment import Film, VideoStudy
 
 CPU = torch.device("cpu")
 TINY = VideoStudy(
@@ -41,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(folder):
-    study.video_study(TINY, "tiny", CPU, folder, show=False)
+    study.video_study(TINY, Run("tiny", CPU, folder, False))
     return load_result("tiny", folder)
 
 
@@ -80,7 +83,7 @@ def test_attention_maps_are_those_of_the_forward_pass_and_leave_no_hooks():
     v = torch.randn(4, 5, 3, generator=seeded(2))
     before = network(v, 0.3)
     seen: list[torch.Tensor] = []
-    maps = attention_maps(network, v, 0.3)
+    maps = torch.stack([layer.maps for layer in record(network, v, 0.3)]).detach()
     for block in network.blocks:  # the unfused path computes the maps that it uses
         block.attention.fused = False
         weigh = block.attention.weigh
@@ -93,11 +96,11 @@ def test_attention_maps_are_those_of_the_forward_pass_and_leave_no_hooks():
 
 def test_shuffled_videos_have_the_same_frames_in_another_order():
     x = torch.arange(40.0).view(5, 4, 2)
-    mixed = study.shuffled(x)
+    mixed = shuffled_frames(x, seeded(0))
     assert torch.equal(mixed.sort(dim=1).values, x.sort(dim=1).values)
     orders = {tuple(row.tolist()) for row in mixed[:, :, 0] - x[:, :1, 0]}
     assert len(orders) > 1 and not torch.equal(mixed, x)
-    assert torch.equal(study.shuffled(x), mixed)
+    assert torch.equal(shuffled_frames(x, seeded(0)), mixed)
 
 
 # ---- the experiment -----------------------------------------------------------------------------
@@ -126,9 +129,9 @@ def test_study_goes_on_where_it_was(result, folder, monkeypatch):
     def fail(*_args, **_kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(study, "sample", fail)
+    monkeypatch.setattr("gptheory.run.sample", fail)
     monkeypatch.setattr("gptheory.train.Training._update", fail)
-    study.video_study(TINY, "tiny", CPU, folder, show=False)
+    study.video_study(TINY, Run("tiny", CPU, folder, False))
     again = load_result("tiny", folder)
     assert again.record["tables"] == result.record["tables"]
     assert all(torch.equal(again.arrays[k], x) for k, x in result.arrays.items())
@@ -136,7 +139,7 @@ def test_study_goes_on_where_it_was(result, folder, monkeypatch):
 
 def test_stored_network_and_map_are_the_ones_that_were_measured(result, folder):
     network, latent_map = study.stored_ball(result)
-    studio = study.Studio(TINY.ball, TINY, folder / "tiny-ball-0", CPU, False)
+    studio = study.filmed(TINY.ball, TINY, Run("tiny", CPU, folder, False))
     v = torch.randn(2, 6, 4, generator=seeded(0))
     assert torch.equal(network(v, 0.2), studio.networks["DiT"](v, 0.2))
     assert torch.equal(latent_map.decode(v), studio.map.decode(v))
@@ -148,7 +151,7 @@ def test_digits_are_measured_too(tmp_path):
     pytest.importorskip("sklearn")
     film = dataclasses.replace(TINY.ball, classes=(0, 1), size=20, dim=60)
     settings = dataclasses.replace(TINY, seeds=(), digits=film)
-    study.video_study(settings, "tiny", CPU, tmp_path, show=False)
+    study.video_study(settings, Run("tiny", CPU, tmp_path, False))
     found = load_result("tiny", tmp_path)
     rows = found.table("digits").set_index("kind")
     assert rows.loc["data", "digits"] > rows.loc["DiT", "digits"]

@@ -111,6 +111,8 @@ class SweepCell(ABC):
 class Cell(SweepCell):
     r"""One estimate of one law from one training set.
 
+    Source: FDGWC Theorem 2; FDGWC Fig. 4a.
+
     Args:
         estimator: ``"dit"``, ``"unrolled"`` or ``"unrolled-stationary"`` (trained, see
             :class:`gptheory.structured.LearnedCovariance`); ``"wiener"``, ``"kronecker"`` or
@@ -175,7 +177,7 @@ class Cell(SweepCell):
         return max(1, self.hidden // HEAD_DIM)
 
     def process(self) -> GaussianProcess:
-        """The law of the sequences."""
+        """The law of the sequences. Source: FDGWC Data model."""
         return decaying_process(
             self.seq_len, self.dim, self.lengthscale, self.exponent, self.correlation
         )

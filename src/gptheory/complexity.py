@@ -1,43 +1,18 @@
 """The sweep behind chapter 6: how the error falls with the number of sequences, and what it costs.
 
-Every part is a grid of :class:`gptheory.cell.Cell`; all share one folder, one table, one result.
+Every part is a grid of :class:`gptheory.cell.Cell`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from .cell import FIELDS, Cell
-from .results import save_result
-from .store import provenance
-from .sweep import collect, grid, sweep
+from .sweep import SweepStudy
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Complexity:
-    """Settings of :func:`sample_complexity`.
-
-    Args:
-        parts: name -> axes of a grid, see :func:`gptheory.sweep.grid`.
-    """
-
-    parts: Mapping[str, Mapping[str, Any]]
-
-    def cells(self) -> dict[Cell, str]:
-        """All cells in order, each with the name of its part."""
-        return {cell: part for part, axes in self.parts.items() for cell in grid(**axes)}
-
-
 SIZES = [2**k for k in range(4, 13)]
 SEEDS = [0, 1, 2, 3]
 THREE = [2.0, 8.0, 32.0]  # lengthscales
@@ -45,7 +20,8 @@ UNROLLED = {"steps": 800, "batch_size": 32, "learning_rate": 1e-2, "depth": 12} 
 BUDGET = {"steps": 600}
 
 COMPLEXITY = {
-    "quick": Complexity(
+    "quick": SweepStudy(
+        Cell,
         {
             "networks": {
                 "n": [16, 64, 256, None], "lengthscale": [2.0, 8.0], "seed": [0, 1], "steps": 300,
@@ -56,7 +32,8 @@ COMPLEXITY = {
             },
         }
     ),
-    "paper": Complexity(
+    "paper": SweepStudy(
+        Cell,
         {
             # Fig. 4a: every law, every size
             "networks": {
@@ -89,31 +66,6 @@ COMPLEXITY = {
         }
     ),
 }  # fmt: skip
-
-
-def sample_complexity(
-    settings: Complexity, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
-    """The table of the sweep as a stored result.
-
-    Source: FDGWC Theorem 2; FDGWC Fig. 4a.
-
-    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says. Takes and returns
-    what :func:`gptheory.experiments.figure1` does.
-    """
-    cells = settings.cells()
-    sweep(cells, folder / name, show_progress=show)
-    table = collect(cells, folder / name, seconds=True)
-    table.insert(0, "part", list(cells.values()))
-    parts = {part: dict(axes) for part, axes in settings.parts.items()}
-    seconds = float(table["seconds"].sum())
-    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
-    constants = _constants(table)
-    slim = table.drop(columns=["seconds", *constants]).astype({"n": float})
-    record = {"format": Cell.FORMAT, "parts": parts, "constants": constants}
-    return save_result(
-        folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
-    )
 
 
 def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
@@ -166,10 +118,3 @@ def excess(table: pd.DataFrame, column: str = "path_kl") -> pd.DataFrame:
         lonely = paired[paired["fresh"].isna()].iloc[0][[*keys, "n"]].to_dict()
         raise ValueError(f"no run on fresh data agrees with {lonely}")
     return paired.assign(excess=paired[column] - paired["fresh"]).drop(columns="fresh")
-
-
-def _constants(table: pd.DataFrame) -> dict[str, Any]:
-    """Columns of one value, which need not be stored in every row."""
-    settings = [name for name in (*FIELDS, "error") if table[name].nunique(dropna=False) == 1]
-    first = table.head(1)[settings].astype(object).to_dict("records")[0]
-    return {name: None if pd.isna(value) else value for name, value in first.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from .construct import build_score_transformer
 from .diffusion import normal_like, perturb
-from .experiments import Data
 from .maps import lag_profile
 from .metrics import path_kl, relative_error
-from .process import GaussianProcess
-from .results import save_result
-from .store import provenance
-from .train import TrainConfig, TrainingDivergedError, fit
+from .probe import record
+from .process import GaussianProcess, decaying_process
+from .run import Run
+from .train import TrainConfig, TrainingDivergedError
 from .transformer import ScoreTransformer
 from .unroll import UnrolledScore
 
@@ -35,14 +34,15 @@ class FineTuning:
     """Settings of :func:`fine_tuning`.
 
     Args:
-        data, training: the learning rate and the seed are those of the runs.
+        data, training: as in :class:`gptheory.experiments.Figure1`; the learning rate and the seed
+            are those of the runs.
         steps: K of the constructed network.
         rates: learning rates, by where a run starts (keys: ``STARTS``).
         noise: relative sizes of random changes of weights.
         seeds: of the runs and of the changes.
     """
 
-    data: Data
+    data: Mapping[str, Any]
     training: TrainConfig
     steps: int
     rates: dict[str, tuple[float, ...]]
@@ -52,7 +52,7 @@ class FineTuning:
 
 FINE_TUNING = {
     "quick": FineTuning(
-        Data(16, 2, 2.0),
+        {"seq_len": 16, "dim": 2, "lengthscale": 2.0, "exponent": 1.0},
         TrainConfig(steps=500, weight_decay=0.0, evaluate_every=100),
         steps=6,
         rates={
@@ -64,38 +64,33 @@ FINE_TUNING = {
 }
 
 
-def fine_tuning(
-    settings: FineTuning, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
+def fine_tuning(settings: FineTuning, run: Run) -> Path:
     """Fine-tune the constructed transformer in several ways, and shake its weights.
 
     Table ``runs``: path divergence before and after, whether it diverged, how far the weights
-    (``weights moved``) and the attention scores (``attention moved``) went, relative to where they
-    were, and how far the scores are from depending on the lag alone (``toeplitz defect before`` and
+    (``weights moved``) and the attention maps (``attention moved``) went, relative to where they
+    were, and how far the maps are from depending on the lag alone (``toeplitz defect before`` and
     ``after``). Table ``noise``: path divergence with weights multiplied by 1 + ε × normal noise.
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
-    process = settings.data.process(device)
-    runs = pd.DataFrame(_runs(settings, process, device, show))
-    noise = pd.DataFrame(_shaken(settings, process, device))
+    process = decaying_process(**settings.data).to(run.device)
+    runs = pd.DataFrame(_runs(settings, process, run))
     starts = {
         "gradient descent": UnrolledScore(process, settings.steps),
-        "constructed": built(settings, device),
+        "constructed": built(settings, run.device),
     }
     numbers = {label: {"path_kl": _divergence(s, process)} for label, s in starts.items()}
     after = runs.groupby(["start", "learning rate"])["path_kl after"].median()
     numbers["after, median"] = {f"{a}, {b:g}": _finite(x) for (a, b), x in after.items()}
-    return save_result(
-        folder, name, {}, asdict(settings), numbers, {"runs": runs, "noise": noise},
-        provenance(device), runs.seconds.sum(),
-    )  # fmt: skip
+    tables = {"runs": runs, "noise": _shaken(settings, process)}
+    return run.save(asdict(settings), numbers, tables)
 
 
 def built(settings: FineTuning, device: torch.device | str = "cpu") -> ScoreTransformer:
     """The constructed network, in single precision, its weights free."""
     network = build_score_transformer(
-        settings.data.process(), settings.steps, form="position-once", heads="shared-knots",
-        multiplication="attention", dtype=torch.float32,
+        decaying_process(**settings.data), settings.steps, form="position-once",
+        heads="shared-knots", multiplication="attention", dtype=torch.float32,
     )  # fmt: skip
     return network.to(device).requires_grad_()
 
@@ -129,24 +124,15 @@ def shake(
                 weight.mul_(1 + size * normal_like(weight, generator))
 
 
-def attention_scores(network: ScoreTransformer, v: Tensor, t: float) -> Tensor:
-    """Scores of all heads of all blocks for one sequence, (heads in all, N, N)."""
-    states = network.states(v[:1], t)
-    pairs = zip(network.blocks, states, strict=False)  # the last state has no block
-    return torch.cat([block.attention.scores(y)[0] for block, y in pairs])
-
-
 def toeplitz_defect(maps: Tensor) -> float:
     """Relative distance of (…, N, N) maps from their averages along diagonals."""
     index = torch.arange(maps.shape[-1], device=maps.device)
     return relative_error(lag_profile(maps)[..., index - index[:, None] + len(index) - 1], maps)
 
 
-def _runs(
-    settings: FineTuning, process: GaussianProcess, device: torch.device, show: bool | None
-) -> Iterator[dict[str, Any]]:
-    original = built(settings, device)
-    draw = torch.Generator(device).manual_seed(7)
+def _runs(settings: FineTuning, process: GaussianProcess, run: Run) -> Iterator[dict[str, Any]]:
+    original = built(settings, run.device)
+    draw = torch.Generator(run.device).manual_seed(7)
     v, _ = perturb(process.sample(1, draw), PROBE_STEP, draw)
     for start, rates in settings.rates.items():
         for rate, seed in ((r, s) for r in rates for s in settings.seeds):
@@ -161,16 +147,19 @@ def _runs(
             row["path_kl before"] = _divergence(before, process)
             config = replace(settings.training, learning_rate=rate, seed=seed)
             try:
-                run = fit(network, process, config, show_progress=show)
+                trained = run.train(f"{start}-{rate:g}-{seed}", network, process, config)
             except TrainingDivergedError:
                 yield {**row, "diverged": True, "seconds": 0.0}
                 continue
-            after = run.model
-            old, new = (attention_scores(m, v, PROBE_STEP) for m in (before, after))
+            after = trained.model
+            old, new = (
+                torch.cat([seen.maps[0] for seen in record(network, v, PROBE_STEP)])
+                for network in (before, after)
+            )
             yield {
                 **row,
                 "diverged": False,
-                "seconds": run.seconds,
+                "seconds": trained.seconds,
                 "path_kl after": _divergence(after, process),
                 "weights moved": relative_error(_flat(after), _flat(before)),
                 "attention moved": relative_error(new, old),
@@ -179,12 +168,10 @@ def _runs(
             }
 
 
-def _shaken(
-    settings: FineTuning, process: GaussianProcess, device: torch.device
-) -> Iterator[dict[str, Any]]:
+def _shaken(settings: FineTuning, process: GaussianProcess) -> Iterator[dict[str, Any]]:
     for (part, names), size in ((p, s) for p in PARTS.items() for s in settings.noise):
         for seed in settings.seeds:
-            network = built(settings, device)
+            network = built(settings, process.mean.device)
             network.check_ranges = False
             shake(network, names, size, torch.Generator().manual_seed(seed))
             error = _divergence(network, process)

@@ -28,8 +28,7 @@ from .polyattention import (
     require_attention,
 )
 from .precision import full_precision
-from .results import save_result
-from .store import provenance
+from .run import Run
 from .threads import one_thread
 
 FITTED = (2**11, 2**16)  # lengths from which exponents are fitted
@@ -131,21 +130,18 @@ class Growth:
 GROWTH = {"quick": Growth()}
 
 
-def attention_growth(
-    settings: Growth, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
+def attention_growth(settings: Growth, run: Run) -> Path:
     """Time and memory against L: polynomial attention and its gradient beside the dense ones.
 
     Table ``growth``: method, L, milliseconds (CPU time of one thread; elapsed time on an
     accelerator), bytes alive at the peak and numbers in the largest tensor.
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
-    start = time.perf_counter()
     with one_thread():
         rows = [
             {"method": method, "L": n, **row}
             for n in settings.lengths
-            for method, row in _measured(settings, n, device).items()
+            for method, row in _measured(settings, n, run.device).items()
         ]
     table = pd.DataFrame(rows)
     numbers = {
@@ -156,10 +152,7 @@ def attention_growth(
         for method, own in table[table["L"].between(*FITTED)].groupby("method")
         if len(own) > 1
     }
-    return save_result(
-        folder, name, {}, asdict(settings), numbers, {"growth": table}, provenance(device),
-        time.perf_counter() - start,
-    )  # fmt: skip
+    return run.save(asdict(settings), numbers, {"growth": table})
 
 
 def candidates(settings: Growth, seq_len: int, device: torch.device | str = "cpu") -> dict:

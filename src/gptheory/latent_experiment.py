@@ -1,13 +1,11 @@
 r"""The sweep behind chapter 9: what depends on d_0, on D and on n.
 
-All parts are grids of :class:`LatentCell`; they share one folder, one table, one result.
+Every part is a grid of :class:`LatentCell`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -31,11 +29,9 @@ from .latent_metrics import STEPS, orthogonal_energy, sliced_distance, support_e
 from .mixture import GaussianMixture, random_mixture
 from .precision import full_precision
 from .process import GaussianProcess, decaying_process
-from .results import save_result
 from .sample import sample
 from .score import ExactScore, Score
-from .store import provenance
-from .sweep import collect, grid, sweep
+from .sweep import SweepStudy
 from .train import TrainConfig
 from .validation import require_count, require_nonnegative, require_positive
 
@@ -59,6 +55,8 @@ LATENTS = {
 @dataclass(frozen=True)
 class LatentCell(SweepCell):
     r"""One network, trained on n samples of one law on or near a subspace.
+
+    Source: HWLSL Theorem 3.1; HWLSL Theorem 3.2; HWLSL Corollary 3.2.1.
 
     Args:
         network: ``"latent"`` (:class:`gptheory.latent.LatentScore`), ``"full"`` or ``"full-skip"``
@@ -256,36 +254,19 @@ def _recovery(
     return numbers
 
 
-@dataclass(frozen=True)
-class LatentStudy:
-    """Settings of :func:`latent_study`.
-
-    Args:
-        parts: name -> axes of a grid of :class:`LatentCell`, see :func:`gptheory.sweep.grid`.
-    """
-
-    parts: Mapping[str, Mapping[str, Any]]
-
-    def cells(self) -> dict[LatentCell, str]:
-        """All cells in order, each with the name of the part that has it first."""
-        cells: dict[LatentCell, str] = {}
-        for part, axes in self.parts.items():
-            for cell in grid(LatentCell, **axes):
-                cells.setdefault(cell, part)
-        return cells
-
-
 SEEDS = [0, 1, 2, 3]
 LONG = {"steps": 800}
 
 LATENT = {
-    "quick": LatentStudy(
+    "quick": SweepStudy(
+        LatentCell,
         {
             "samples": {"n": [64, 256, None], "seed": [0, 1], "steps": 100},
             "ambient": {"ambient_dim": [16, 128], "seed": [0, 1], "steps": 100},
         }
     ),
-    "paper": LatentStudy(
+    "paper": SweepStudy(
+        LatentCell,
         {
             "budget": {"steps": [100, 200, 400, 800, 1600], "n": [64, None], "seed": SEEDS},
             "ambient": {"ambient_dim": [16, 32, 64, 128, 256], "seed": SEEDS, **LONG},
@@ -316,29 +297,6 @@ LATENT = {
         }
     ),
 }  # fmt: skip
-
-
-def latent_study(
-    settings: LatentStudy, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
-    """The table of the sweep as a stored result.
-
-    Source: HWLSL Theorem 3.1; HWLSL Theorem 3.2; HWLSL Corollary 3.2.1.
-
-    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says. Takes and returns
-    what :func:`gptheory.experiments.figure1` does.
-    """
-    cells = settings.cells()
-    sweep(cells, folder / name, show_progress=show)
-    table = collect(cells, folder / name, seconds=True).astype({"n": float})
-    table.insert(0, "part", list(cells.values()))
-    seconds = float(table["seconds"].sum())
-    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
-    record = {"format": LatentCell.FORMAT, "parts": {k: dict(v) for k, v in settings.parts.items()}}
-    slim = table.drop(columns=["seconds"])
-    return save_result(
-        folder, name, {}, record, numbers, {"cells": slim}, provenance("cpu"), seconds
-    )
 
 
 def cells_like(

@@ -7,19 +7,17 @@ is asked here is not how fast such a network is, but what the polynomial does to
 from __future__ import annotations
 
 import copy
-import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from . import dit
 from .diffusion import perturb
 from .dit import DiT
-from .experiments import Data, stored_network, trained
 from .exppoly import exp_polynomial
 from .metrics import (
     debiased_error,
@@ -30,11 +28,11 @@ from .metrics import (
     temporal_covariance,
 )
 from .probe import record
-from .process import GaussianProcess
-from .results import load_result, save_result
+from .process import GaussianProcess, decaying_process
+from .results import load_result
+from .run import PAPER_DATA, QUICK_DATA, Run, new_network, stored_network
 from .sample import sample
 from .score import ExactScore, Score
-from .store import provenance
 from .train import TrainConfig
 from .validation import require_count
 from .wrappers import uncompiled
@@ -114,7 +112,7 @@ def logit_ranges(
     steps: tuple[float, ...],
     n: int = 64,
     generator: torch.Generator | None = None,
-) -> pd.DataFrame:
+) -> list[dict[str, float]]:
     """The largest logit, in size, of every layer at some diffusion steps, keys as is and centred.
 
     Args:
@@ -125,7 +123,7 @@ def logit_ranges(
         generator: source of randomness.
 
     Returns:
-        Columns ``layer`` (from 1), ``t``, ``range`` and ``centred``.
+        One row per step and layer: ``layer`` (from 1), ``t``, ``range`` and ``centred``.
     """
     x, rows = process.sample(n, generator), []
     for t in steps:
@@ -134,7 +132,7 @@ def logit_ranges(
             centred = key - key.mean(dim=-2, keepdim=True)
             reach = [seen.layer.logits(query, k).abs().max().item() for k in (key, centred)]
             rows.append({"layer": seen.index + 1, "t": t, "range": reach[0], "centred": reach[1]})
-    return pd.DataFrame(rows)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class Swap:
 
     Args:
         network: name of the stored result whose DiT is used; without one, a DiT is trained.
-        data: on which either was trained.
+        data: on which either was trained, as in :class:`gptheory.experiments.Figure1`.
         training: of a DiT that is trained here.
         degrees: of the polynomials.
         steps: diffusion steps of the logits' ranges.
@@ -154,7 +152,7 @@ class Swap:
     """
 
     network: str | None
-    data: Data
+    data: Mapping[str, Any]
     training: TrainConfig | None
     degrees: tuple[int, ...]
     steps: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -165,16 +163,14 @@ class Swap:
 
 
 SWAP = {
-    "quick": Swap(None, Data(32, 4), TrainConfig(steps=800), (2, 4, 6, 8, 10, 12, 14, 16, 20)),
+    "quick": Swap(None, QUICK_DATA, TrainConfig(steps=800), (2, 4, 6, 8, 10, 12, 14, 16, 20)),
     "paper": Swap(
-        "fig5-paper", Data(128, 8), None, degrees=(8, 16, 24, 32), monte_carlo=256, samples=64
+        "fig5-paper", PAPER_DATA, None, degrees=(8, 16, 24, 32), monte_carlo=256, samples=64
     ),
 }
 
 
-def swap(
-    settings: Swap, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
+def swap(settings: Swap, run: Run) -> Path:
     """What polynomials of several degrees do to a trained DiT.
 
     Table ``ranges``: see :func:`logit_ranges`. Table ``quality``: score errors, path divergence,
@@ -182,69 +178,61 @@ def swap(
     and a degree that was refused has no numbers.
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
-    start = time.perf_counter()
-    process = settings.data.process(device)
+    process = decaying_process(**settings.data).to(run.device)
     if settings.network is None:
-        label = f"{name}-DiT"
-        network = trained(
-            "DiT", settings.data, settings.training, folder, device, show, label
-        ).model.requires_grad_(False)
+        fresh = new_network("DiT", process.seq_len, process.dim, settings.training.seed)
+        network = run.train("DiT", fresh, process, settings.training).model
     else:
-        network = stored_network(load_result(settings.network), "DiT").to(device)
-    draw = torch.Generator(device).manual_seed(0)
+        network = stored_network(load_result(settings.network), "DiT").to(run.device)
+    draw = torch.Generator(run.device).manual_seed(0)
     ranges = logit_ranges(network, process, settings.steps, settings.samples, draw)
-    arrays, rows = {}, []
-    truth = _generated(ExactScore(process), process, settings, show)
+    truth = _generated(ExactScore(process), process, settings, run)
+    arrays, quality = {"paths.exact": truth[:SHOWN_PATHS].half()}, []
     for degree in (-1, *settings.degrees):
         score = network if degree < 0 else with_polynomial_attention(network, degree)
         try:
-            numbers, x = _quality(score, process, truth, settings, show)
+            x = _generated(score, process, settings, run)
+            numbers = _quality(score, x, truth, process, settings)
         except ValueError:  # the polynomial was refused: its error is not below 1
-            rows.append({"degree": degree})
+            quality.append({"degree": degree})
             continue
-        rows.append({"degree": degree, **numbers})
+        quality.append({"degree": degree, **numbers})
         arrays[f"paths.{degree}"] = x[:SHOWN_PATHS].half()
-    arrays["paths.exact"] = truth[:SHOWN_PATHS].half()
-    quality = pd.DataFrame(rows)
     numbers = {
         "head dimension": network.config["hidden"] // network.config["heads"],
         "sampling floor": sampling_floor(process, settings.samples),
     }
-    return save_result(
-        folder, name, arrays, asdict(settings), {"network": numbers},
-        {"ranges": ranges, "quality": quality}, provenance(device), time.perf_counter() - start,
-    )  # fmt: skip
+    tables = {"ranges": ranges, "quality": quality}
+    return run.save(asdict(settings), {"network": numbers}, tables, arrays)
 
 
-def _generated(score: Score, process: GaussianProcess, settings: Swap, show: bool | None) -> Tensor:
-    device = process.mean.device
+def _generated(score: Score, process: GaussianProcess, settings: Swap, run: Run) -> Tensor:
+    """Sequences from the same noise, whatever the score."""
     return sample(
         score, settings.samples, process.seq_len, process.dim, steps=settings.solver_steps,
-        generator=torch.Generator(device).manual_seed(1), device=device, show_progress=show,
+        generator=torch.Generator(run.device).manual_seed(1), device=run.device,
+        show_progress=run.show,
     )  # fmt: skip
 
 
 def _quality(
-    score: Score, process: GaussianProcess, truth: Tensor, settings: Swap, show: bool | None
-) -> tuple[dict[str, Any], Tensor]:
-    """Numbers of a score, and what it generates from the noise from which the truth came."""
-    device = process.mean.device
+    score: Score, x: Tensor, truth: Tensor, process: GaussianProcess, settings: Swap
+) -> dict[str, float]:
+    """Numbers of a score, and of what it generated from the noise from which the truth came."""
 
     def draw() -> torch.Generator:
-        return torch.Generator(device).manual_seed(2)
+        return torch.Generator(process.mean.device).manual_seed(2)
 
     n = settings.monte_carlo
     errors = {
         f"score error, t = {t:g}": score_error(score, process, t, min(n, 128), draw())
         for t in settings.score_steps
     }
-    x = _generated(score, process, settings, show)
     error = relative_error(temporal_covariance(x, process.mean), process.gram().to(x))
+    floor = sampling_floor(process, settings.samples)
     return {
         **errors,
         "path_kl": path_kl(score, process, n=n, generator=draw()),
         "coupled_ode_error": relative_error(x, truth),
-        "covariance error, debiased": debiased_error(
-            error, sampling_floor(process, settings.samples)
-        ),
-    }, x
+        "covariance error, debiased": debiased_error(error, floor),
+    }

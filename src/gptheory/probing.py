@@ -7,8 +7,8 @@ on sequences whose frames come in random order, so that positions say nothing.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,10 @@ from torch import Tensor
 from . import maps, probe
 from .diffusion import perturb
 from .dit import DiT
-from .experiments import Data, in_half_precision
 from .metrics import relative_error, score_error
-from .process import GaussianProcess
-from .results import save_result
-from .store import provenance
-from .train import TrainConfig, TrainResult, fit
+from .process import GaussianProcess, decaying_process
+from .run import PAPER_DATA, QUICK_DATA, Run, half_weights, in_half_precision, new_network
+from .train import TrainConfig
 from .validation import require_sequences
 
 SHUFFLED = 8192  # sequences with frames in random order
@@ -49,7 +47,7 @@ class Probing:
     """Settings of :func:`probing`.
 
     Args:
-        data: the law of the sequences.
+        data: the law of the sequences, as in :class:`gptheory.experiments.Figure1`.
         training: of the networks; its seed is replaced.
         null_steps: updates of the null models.
         seeds: of the trained networks, and of their untrained and permuted twins.
@@ -61,7 +59,7 @@ class Probing:
             are edited, 0.1, is among them.
     """
 
-    data: Data
+    data: Mapping[str, Any]
     training: TrainConfig
     null_steps: int
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -74,17 +72,15 @@ class Probing:
 
 
 PROBING = {
-    "quick": Probing(Data(32, 4), TrainConfig(steps=800), null_steps=800),
+    "quick": Probing(QUICK_DATA, TrainConfig(steps=800), null_steps=800),
     "paper": Probing(
-        Data(128, 8), TrainConfig(steps=2000), null_steps=600, seeds=(1, 2, 0), null_seeds=(),
+        PAPER_DATA, TrainConfig(steps=2000), null_steps=600, seeds=(1, 2, 0), null_seeds=(),
         keep=True, sequences=16, ablated=32, jacobians=1, edited_at=(0.1,),
     ),
 }  # fmt: skip
 
 
-def probing(
-    settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None = None
-) -> Path:
+def probing(settings: Probing, run: Run) -> Path:
     """Look at trained networks and at their nulls, then change their attention maps.
 
     Source: FDGWC Fig. 4b; FDGWC Fig. 5.
@@ -98,63 +94,58 @@ def probing(
     after each edit of all layers (layer 0) or one. Table ``jacobians``: relative error and
     off-diagonal correlation. Arrays: maps of trained nulls at t = 0.1, averaged over sequences and
     heads, (layers, N, N), half precision; weights for
-    :func:`gptheory.experiments.stored_network`, if they are kept.
+    :func:`gptheory.run.stored_network`, if they are kept.
 
     Takes and returns what :func:`gptheory.experiments.figure1` does.
     """
-    process, arrays, seconds = settings.data.process(device), {}, 0.0
-    tables: dict[str, list[dict]] = {"maps": [], "norms": [], "ablations": [], "jacobians": []}
+    process = decaying_process(**settings.data).to(run.device)
+    arrays, tables = {}, defaultdict(list)
     for seed in dict.fromkeys([*settings.seeds, *settings.null_seeds]):
-        networks, training_seconds = _networks(seed, settings, name, device, folder, show)
-        start = time.perf_counter()
+        networks = _networks(seed, settings, run)
         for kind, network in networks.items():
             for table, rows in _measured(kind, networks, process, settings).items():
                 tables[table] += [{"network": kind, "seed": seed, **row} for row in rows]
             if kind in NULLS and seed == settings.null_seeds[0]:
                 arrays[kind] = _pictures(network, process, settings)
         if settings.keep and seed == settings.seeds[0]:
-            weights = networks["trained"].state_dict()
-            arrays |= {f"DiT.weights.{key}": value.half() for key, value in weights.items()}
-        seconds += training_seconds + time.perf_counter() - start
-    frames = {table: pd.DataFrame(rows) for table, rows in tables.items()}
-    at = frames["maps"].query("t == 0.1").groupby("network")[["ee", "correlation with W"]].mean()
+            arrays |= half_weights(networks["trained"], "DiT.weights.")
+    looks = pd.DataFrame(tables["maps"]).query("t == @AT").groupby("network")
+    at = looks[["ee", "correlation with W"]].mean()
     record = {"networks": {"DiT": network.config} if settings.keep else {}, **asdict(settings)}
-    return save_result(
-        folder, name, arrays, record, at.to_dict("index"), frames, provenance(device), seconds
-    )
+    return run.save(record, at.to_dict("index"), tables, arrays)
 
 
-def learned(
-    null: str, seed: int, settings: Probing, name: str, device: torch.device, folder: Path,
-    show: bool | None = None,
-) -> TrainResult:  # fmt: skip
+def learned(null: str, seed: int, settings: Probing, run: Run) -> DiT:
     """Train one network, with a checkpoint in the folder.
 
     Args:
         null: ``"trained"``, ``"white noise"`` or ``"shuffled"``.
         seed: of everything but the shuffled sequences.
-        settings, name, device, folder, show: as in :func:`probing`.
+        settings, run: as in :func:`probing`.
     """
-    data = settings.data
+    process = decaying_process(**settings.data).to(run.device)
     steps = settings.training.steps if null == "trained" else settings.null_steps
     config = replace(settings.training, steps=steps, seed=seed)
-    network = DiT(data.dim, data.seq_len, generator=torch.Generator().manual_seed(seed))
-    path = folder / f"{name}-{null}-{seed}.checkpoint".replace(" ", "-")
-    return fit(network.to(device), training_data(null, data, device), config, None, path, 200, show)
+    network = new_network("DiT", process.seq_len, process.dim, seed)
+    return run.train(f"{null}-{seed}", network, training_data(null, process), config).model
 
 
-def training_data(null: str, data: Data, device: torch.device | str) -> GaussianProcess | Tensor:
-    """What a network or a null model is trained on; see :func:`learned`."""
-    process = data.process(device)
+def training_data(null: str, process: GaussianProcess) -> GaussianProcess | Tensor:
+    """What a network or a null model is trained on, on the device of the law; see :func:`learned`.
+
+    Args:
+        null: ``"trained"``, ``"white noise"`` or ``"shuffled"``.
+        process: the law of the sequences.
+    """
+    device = process.mean.device
     if null == "trained":
         return process
     if null == "white noise":
-        return GaussianProcess(torch.eye(data.seq_len, device=device), process.spatial)
+        return GaussianProcess(torch.eye(process.seq_len, device=device), process.spatial)
     if null != "shuffled":
         raise ValueError(f"null must be 'trained', 'white noise' or 'shuffled', got {null!r}")
     generator = torch.Generator(device).manual_seed(SHUFFLED)
-    x = process.sample(SHUFFLED, generator)
-    return shuffled_frames(x, generator)
+    return shuffled_frames(process.sample(SHUFFLED, generator), generator)
 
 
 def shuffled_frames(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -194,18 +185,15 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(dim=-1, keepdim=True)
 
 
-def _networks(
-    seed: int, settings: Probing, name: str, device: torch.device, folder: Path, show: bool | None
-) -> tuple[dict[str, DiT], float]:
-    """The networks of a seed, and the seconds that their training took."""
+def _networks(seed: int, settings: Probing, run: Run) -> dict[str, DiT]:
+    """The networks of a seed, by kind."""
     kinds = ["trained"] * (seed in settings.seeds)
     kinds += NULLS * (seed in settings.null_seeds)
-    runs = {kind: learned(kind, seed, settings, name, device, folder, show) for kind in kinds}
-    networks = {kind: in_half_precision(run.model) for kind, run in runs.items()}
+    networks = {kind: in_half_precision(learned(kind, seed, settings, run)) for kind in kinds}
     twins = {"untrained": probe.untrained, "permuted": probe.permuted_positions}
     for kind, twin in twins.items() if "trained" in networks else ():
         networks[kind] = twin(networks["trained"], torch.Generator().manual_seed(seed))
-    return networks, sum(run.seconds for run in runs.values())
+    return networks
 
 
 def _measured(

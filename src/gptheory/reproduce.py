@@ -12,14 +12,17 @@ from typing import Any
 import joblib
 
 from . import session
-from .complexity import COMPLEXITY, sample_complexity
-from .experiments import COMPARISON, FIGURE1, comparison, figure1
+from .comparison import COMPARISON, comparison
+from .complexity import COMPLEXITY
+from .experiments import FIGURE1, figure1
 from .finetune import FINE_TUNING, fine_tuning
 from .growth import GROWTH, attention_growth
-from .latent_experiment import LATENT, latent_study
+from .latent_experiment import LATENT
 from .polydit import SWAP, swap
 from .probing import PROBING, probing
 from .results import Result, load_result, move_result, stored_results
+from .run import Run
+from .sweep import sweep_study
 from .video_experiment import VIDEO, video_study
 
 
@@ -29,13 +32,13 @@ class Experiment:
 
     Args:
         summary: one line.
-        run: called with settings, name, device, folder and whether to show progress; stores a
-            result of that name in the folder and returns the path of its record.
+        study: called with settings and a :class:`gptheory.run.Run`; stores the run's result and
+            returns the path of its record.
         settings: by scale.
     """
 
     summary: str
-    run: Callable[..., Path]
+    study: Callable[[Any, Run], Path]
     settings: Mapping[str, Any]
 
 
@@ -43,24 +46,21 @@ EXPERIMENTS = {
     "fig1": Experiment("DiT and UNet beside the truth (chapter 5, Figure 1)", figure1, FIGURE1),
     "comparison": Experiment(
         "networks, laws of t and kinds of attention on one budget (chapter 5)",
-        comparison,
-        COMPARISON,
+        comparison, COMPARISON,
     ),
     "fig4a": Experiment(
         "error against the number of sequences, a sweep (chapter 6, Figure 4a)",
-        sample_complexity,
-        COMPLEXITY,
+        sweep_study, COMPLEXITY,
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
     ),
     "attention": Experiment(
         "time and memory of polynomial attention against the length (chapter 10)",
-        attention_growth,
-        GROWTH,
+        attention_growth, GROWTH,
     ),
     "latent": Experiment(
-        "subspace data: error against d_0, D and n, a sweep (chapter 9)", latent_study, LATENT
+        "subspace data: error against d_0, D and n, a sweep (chapter 9)", sweep_study, LATENT
     ),
     "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
     "fig5": Experiment(
@@ -69,7 +69,7 @@ EXPERIMENTS = {
     "video": Experiment(
         "balls and digits that move, and Gaussian controls (chapter 8)", video_study, VIDEO
     ),
-}
+}  # fmt: skip
 
 
 def reproduce(
@@ -95,13 +95,9 @@ def reproduce(
         ValueError: for an unknown name, scale or device.
     """
     settings = _settings(name, scale)
-    record = EXPERIMENTS[name].run(
-        settings,
-        f"{name}-{scale}",
-        session.choose_device(device),
-        Path(out) / "work",
-        show_progress,
-    )
+    chosen = session.choose_device(device)
+    run = Run(f"{name}-{scale}", chosen, Path(out) / "work", show_progress)
+    record = EXPERIMENTS[name].study(settings, run)
     return load_result(move_result(record, out).stem, out)
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from .cell import Cell, SweepCell
 from .ensemble import Member, fit_ensemble
 from .progress import progress
+from .results import save_result
+from .run import Run
 from .score import Score
 from .store import (
     DamagedFileError,
@@ -138,6 +140,45 @@ def collect(cells: Iterable[SweepCell], folder: str | Path, seconds: bool = Fals
         rows.append(row | {"seconds": record["seconds"]} if seconds else row)
     table = pd.DataFrame(rows)
     return table.astype({"n": "Int64", "error": object})
+
+
+@dataclass(frozen=True)
+class SweepStudy:
+    """Settings of :func:`sweep_study`.
+
+    Args:
+        of: kind of cell.
+        parts: name -> axes of a grid, see :func:`grid`.
+    """
+
+    of: type[SweepCell]
+    parts: Mapping[str, Mapping[str, Any]]
+
+    def cells(self) -> dict[SweepCell, str]:
+        """All cells in order, each with the name of the part that has it first."""
+        cells: dict[SweepCell, str] = {}
+        for part, axes in self.parts.items():
+            for cell in grid(self.of, **axes):
+                cells.setdefault(cell, part)
+        return cells
+
+
+def sweep_study(settings: SweepStudy, run: Run) -> Path:
+    """A sweep as a stored result: one folder, one table.
+
+    Runs on the CPU, on as many processes as ``joblib.parallel_config`` says; its seconds are those
+    of all processes. Takes and returns what :func:`gptheory.experiments.figure1` does.
+    """
+    cells, folder = settings.cells(), run.folder / run.name
+    sweep(cells, folder, show_progress=run.show)
+    table = collect(cells, folder, seconds=True).astype({"n": float})
+    table.insert(0, "part", list(cells.values()))
+    seconds = float(table.pop("seconds").sum())
+    numbers = {"sweep": {"cells": len(table), "failed": int(table["error"].notna().sum())}}
+    record = {"format": settings.of.FORMAT, "parts": settings.parts}
+    return save_result(
+        run.folder, run.name, {}, record, numbers, {"cells": table}, provenance("cpu"), seconds
+    )
 
 
 def _groups(cells: Sequence[SweepCell]) -> list[tuple[SweepCell, ...]]:

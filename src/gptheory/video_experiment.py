@@ -1,14 +1,11 @@
-"""The experiment behind chapter 8: transformers trained on moving balls and digits, and controls.
-
-Like those of :mod:`gptheory.experiments` it goes on where it was when it is started again.
-"""
+"""The study behind chapter 8: transformers trained on moving balls and digits, and controls."""
 
 from __future__ import annotations
 
-import pathlib
-import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +14,6 @@ from torch import Tensor
 
 from .diffusion import perturb
 from .dit import DiT
-from .experiments import CHUNK, in_half_precision, with_weights
 from .kernels import PowerExponential, gram
 from .maps import off_diagonal_correlation
 from .metrics import (
@@ -29,16 +25,16 @@ from .metrics import (
 )
 from .probe import record
 from .probing import shuffled_frames
-from .results import Result, save_result
-from .sample import restart, sample
-from .store import digest, provenance, remembered
-from .train import TrainConfig, fit
+from .results import Result
+from .run import Run, half_weights, in_half_precision, new_network, with_weights
+from .train import TrainConfig
 from .video import (
     Ball,
     Digits,
     Found,
     GaussianTwin,
     LatentMap,
+    Motion,
     handwritten,
     measured_motion,
     motion_floor,
@@ -85,6 +81,11 @@ class Film:
     samples: int = 500
 
     @property
+    def label(self) -> str:
+        """Names its files."""
+        return f"{'digits' if self.classes else 'ball'}-{self.training.seed}"
+
+    @property
     def kernel(self) -> PowerExponential:
         """γ of the path."""
         return PowerExponential(self.lengthscale)
@@ -96,8 +97,7 @@ class Film:
 
     def network(self) -> DiT:
         """The untrained transformer."""
-        generator = torch.Generator().manual_seed(self.training.seed)
-        return DiT(self.dim, self.seq_len, self.hidden, generator=generator)
+        return new_network("DiT", self.seq_len, self.dim, self.training.seed, hidden=self.hidden)
 
     def shoot(self, n: int, generator: torch.Generator) -> Tensor:
         """Fresh videos (n, N, size, size)."""
@@ -150,13 +150,7 @@ VIDEO = {
 }  # fmt: skip
 
 
-def video_study(
-    settings: VideoStudy,
-    name: str,
-    device: torch.device,
-    folder: pathlib.Path,
-    show: bool | None = None,
-) -> pathlib.Path:
+def video_study(settings: VideoStudy, run: Run) -> Path:
     """Balls and digits from trained transformers, beside the truth and the Gaussian twin.
 
     Source: FDGWC Semi-synthetic video.
@@ -169,225 +163,200 @@ def video_study(
         for seed in settings.seeds
     ]
     films += [settings.digits] if settings.digits else []
-    tables: dict[str, list[pd.DataFrame]] = {}
-    arrays, seconds = {}, 0.0
+    arrays, tables = {}, defaultdict(list)
     for film in films:
-        label = f"{name}-{'digits' if film.classes else 'ball'}-{film.training.seed}"
-        studio = Studio(film, settings, folder / label, device, show)
-        for key, rows in studio.measured().items():
-            tables.setdefault(key, []).append(pd.DataFrame(rows).assign(seed=film.training.seed))
+        studio = filmed(film, settings, run)
+        for table, rows in measured(studio).items():
+            tables[table] += [{**row, "seed": film.training.seed} for row in rows]
         if film is films[0] or film.classes:
-            arrays |= studio.shown()
-        seconds += studio.seconds
-    whole = {key: pd.concat(parts, ignore_index=True) for key, parts in tables.items()}
-    medians = {key: whole[key].groupby("kind").median(numeric_only=True).drop(columns="seed")
-               for key in ("ball", "digits") if key in whole}  # fmt: skip
-    numbers = {f"{key}, {kind}": row.to_dict()
-               for key, table in medians.items() for kind, row in table.iterrows()}  # fmt: skip
+            arrays |= shown(studio)
+    numbers = {}
+    for table in ("ball", "digits"):
+        if table not in tables:
+            continue
+        medians = pd.DataFrame(tables[table]).groupby("kind").median(numeric_only=True)
+        for kind, row in medians.drop(columns="seed").iterrows():
+            numbers[f"{table}, {kind}"] = row.to_dict()
     record = {"network": settings.ball.network().config, **asdict(settings)}
-    return save_result(folder, name, arrays, record, numbers, whole, provenance(device), seconds)
+    return run.save(record, numbers, tables, arrays)
 
 
+@dataclass(frozen=True)
 class Studio:
-    """One film: its data, its networks, what they generate and how good that is.
+    """What is there to be measured of one film.
 
-    Args:
-        film: what is filmed.
-        settings, device, show: as in :func:`video_study`.
-        stem: beginning of the names of its files.
+    Attributes:
+        film: what was filmed.
+        map: its latent map.
+        latents: the training set, (n, N, d).
+        networks: the transformer and, for a ball, those whose attention is compared, by name.
+        videos: latent videos (n, N, d) on the CPU of each of ``KINDS``: fresh data, what the
+            transformer generated, and the Gaussian twin's.
     """
 
-    def __init__(
-        self,
-        film: Film,
-        settings: VideoStudy,
-        stem: pathlib.Path,
-        device: torch.device,
-        show: bool | None,
-    ) -> None:
-        self.film, self.settings, self.stem = film, settings, stem
-        self.device, self.show, self.seconds = device, show, 0.0
-        start = time.perf_counter()
-        self.map, self.latents = self.dataset()
-        self.seconds += time.perf_counter() - start
-        networks = {"DiT": in_half_precision(self.trained("DiT", self.latents))}
-        start = time.perf_counter()
-        self.networks = networks
-        self.videos = {kind: self.latent_videos(kind) for kind in KINDS}
-        self.seconds += time.perf_counter() - start
-        if not film.classes:  # attention that has nothing to do with the order of frames
-            networks["untrained"] = film.network().to(device)
-        if not film.classes and film.training.seed == settings.seeds[0]:
-            networks["shuffled"] = self.trained("shuffled", shuffled(self.latents))
+    film: Film
+    map: LatentMap
+    latents: Tensor
+    networks: dict[str, DiT]
+    videos: dict[str, Tensor]
 
-    def dataset(self) -> tuple[LatentMap, Tensor]:
-        """The film's latent map and latent videos, kept in a file."""
-        identity = asdict(self.film) | {"training": self.film.training.seed}
+    @property
+    def truth(self) -> Motion:
+        """How the film's law moves."""
+        return true_motion(self.film.kernel, self.film.seq_len, self.film.sprite.reach)
 
-        def shoot() -> dict[str, Tensor]:
-            fitted, latents = self.film.dataset()
-            numbers = torch.tensor([fitted.scale, fitted.lost], dtype=torch.float64)
-            return {"mean": fitted.mean, "basis": fitted.basis, "numbers": numbers, "z": latents}
 
-        kept = remembered(self.stem.with_name(f"{self.stem.name}.latents"), identity, shoot)
-        return LatentMap(kept["mean"], kept["basis"], *kept["numbers"].tolist()), kept["z"]
+def filmed(film: Film, settings: VideoStudy, run: Run) -> Studio:
+    """Shoot a film, train its networks and generate.
 
-    def trained(self, label: str, latents: Tensor) -> DiT:
-        """A network trained on latent videos, with a checkpoint; the null model more briefly."""
-        config = self.film.training
-        if label == "shuffled":
-            config = replace(config, steps=min(config.steps, self.settings.null_steps))
-        path = self.stem.with_name(f"{self.stem.name}-{label}.checkpoint")
-        every = max(1, min(200, config.steps // 10))
-        network = self.film.network().to(self.device)
-        run = fit(network, latents, config, None, path, every, self.show)
-        self.seconds += run.seconds
-        return run.model
+    Restarts repair errors that the score made at large t: see chapter 8.
+    """
+    seed, n = film.training.seed, film.samples
+    latent_map, latents = dataset(film, run)
+    network = run.train(f"{film.label}-DiT", film.network(), latents, film.training).model
+    networks = {"DiT": in_half_precision(network)}
+    repair = {"t": RESTART_STEP, "rounds": settings.restarts, "steps": 6}
+    fresh, twins = (torch.Generator().manual_seed(10**6 + seed) for _ in range(2))
+    videos = {
+        "data": latent_map.encode(film.shoot(n, fresh)),
+        "DiT": run.generate(
+            film.label, networks["DiT"], n, 10**6 * (seed + 2), repair,
+            method="sde", steps=settings.solver_steps,
+        ),
+        "twin": GaussianTwin(latents).sample(n, twins),
+    }  # fmt: skip
+    if not film.classes:  # attention that has nothing to do with the order of frames
+        networks["untrained"] = film.network().to(run.device)
+    if not film.classes and seed == settings.seeds[0]:
+        steps = min(film.training.steps, settings.null_steps)
+        mixed = shuffled_frames(latents, torch.Generator().manual_seed(0))
+        networks["shuffled"] = run.train(
+            f"{film.label}-shuffled", film.network(), mixed, replace(film.training, steps=steps)
+        ).model
+    return Studio(film, latent_map, latents, networks, videos)
 
-    def latent_videos(self, kind: str) -> Tensor:
-        """Videos (n, N, d) on the CPU: fresh data, generated ones, or the Gaussian twin's."""
-        film, n = self.film, self.film.samples
-        generator = torch.Generator().manual_seed(10**6 + film.training.seed)
-        if kind == "data":
-            return self.map.encode(film.shoot(n, generator))
-        if kind == "twin":
-            return GaussianTwin(self.latents).sample(n, generator)
-        return torch.cat([self.generated(k, min(CHUNK, n - k)) for k in range(0, n, CHUNK)])
 
-    def generated(self, first: int, n: int) -> Tensor:
-        """One chunk of videos from the transformer; not made again if it is there.
+def dataset(film: Film, run: Run) -> tuple[LatentMap, Tensor]:
+    """A film's latent map and latent videos, kept in a file."""
 
-        Restarts repair errors that the score made at large t: see chapter 8.
-        """
-        film, network, steps = self.film, self.networks["DiT"], self.settings.solver_steps
-        seed = 10**6 * (film.training.seed + 2) + first
-        identity = {
-            "weights": digest(*network.state_dict().values()), "n": n, "seed": seed,
-            "steps": steps, "restarts": self.settings.restarts, "device": self.device.type,
-        }  # fmt: skip
+    def shoot() -> dict[str, Tensor]:
+        fitted, latents = film.dataset()
+        numbers = torch.tensor([fitted.scale, fitted.lost], dtype=torch.float64)
+        return {"mean": fitted.mean, "basis": fitted.basis, "numbers": numbers, "z": latents}
 
-        def draw() -> dict[str, Tensor]:
-            generator = torch.Generator(self.device).manual_seed(seed)
-            z = sample(network, n, film.seq_len, film.dim, "sde", steps=steps, device=self.device,
-                       generator=generator, show_progress=self.show)  # fmt: skip
-            z = restart(network, z, RESTART_STEP, self.settings.restarts, 6, generator=generator)
-            return {"z": z}
+    identity = asdict(film) | {"training": film.training.seed}
+    kept = run.keep(film.label, "latents", identity, shoot)
+    return LatentMap(kept["mean"], kept["basis"], *kept["numbers"].tolist()), kept["z"]
 
-        path = self.stem.with_name(f"{self.stem.name}-{first:05d}.videos")
-        return remembered(path, identity, draw)["z"]
 
-    @cached_property
-    def found(self) -> dict[str, Found]:
-        """Balls in the videos of each kind."""
-        return {k: self.film.sprite.locate(self.map.decode(z)) for k, z in self.videos.items()}
+def measured(studio: Studio) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables of a film."""
+    tables = defaultdict(list)
+    for kind, videos in studio.videos.items():
+        found = studio.film.sprite.locate(studio.map.decode(videos))
+        if studio.film.classes:
+            tables["digits"].append(digits_row(studio, kind, *found))
+        else:
+            tables["ball"].append(ball_row(studio, kind, found))
+            tables["lags"] += lag_rows(studio, kind, found.centres)
+    if not studio.film.classes:
+        tables["attention"] = attention_rows(studio)
+    return tables
 
-    def measured(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of the tables of this film."""
-        if self.film.classes:
-            return {"digits": [self.digits_row(kind) for kind in KINDS]}
-        return {
-            "ball": [self.ball_row(kind) for kind in KINDS],
-            "lags": [row for kind in KINDS for row in self.lag_rows(kind)],
-            "attention": [row for kind in self.networks for row in self.attention_rows(kind)],
+
+def ball_row(studio: Studio, kind: str, found: Found) -> dict[str, Any]:
+    """How many balls, how they move, and the covariance of pixels."""
+    film, videos, truth = studio.film, studio.videos[kind], studio.truth
+    motion = measured_motion(found.centres, film.kernel)
+    floor = motion_floor(film.kernel, len(videos), film.seq_len)
+    pixels, own = (
+        studio.map.pixel_covariance(spatial_covariance(z)) for z in (studio.latents, videos)
+    )
+    return {
+        "kind": kind, "videos": len(videos),
+        "frames": found.single.double().mean().item(),
+        "whole videos": found.single.all(dim=1).double().mean().item(),
+        "lag 1": motion.lag_one, "lag 1, truth": truth.lag_one, "lag 1, floor": floor.lag_one,
+        "jump": motion.jump / truth.jump, "jump, floor": floor.jump,
+        "correlation error": motion.error, "correlation floor": floor.error,
+        "correlation error, debiased": debiased_error(motion.error, floor.error),
+        "pixel covariance error": relative_error(own, pixels),
+        "Kronecker share": GaussianTwin(videos).kronecker_share(),
+    }  # fmt: skip
+
+
+def lag_rows(studio: Studio, kind: str, centres: Tensor) -> list[dict[str, Any]]:
+    """Correlation by lag: of the paths in theory, of positions read from pixels, of latents."""
+    gamma = gram(studio.film.kernel, studio.film.seq_len)[0]
+    columns = {
+        "gamma": gamma,
+        "exact": uniform_correlation(gamma),
+        "position": lag_correlations(temporal_covariance(centres, torch.zeros(2))),
+        "latent": lag_correlations(temporal_covariance(studio.videos[kind])),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [
+        {**dict(zip(columns, row, strict=True)), "kind": kind, "lag": lag}
+        for lag, row in enumerate(values)
+    ]
+
+
+def digits_row(
+    studio: Studio, kind: str, centres: Tensor, distance: Tensor, label: Tensor
+) -> dict[str, Any]:
+    """How many real digits, whether each stays the same, and how they move."""
+    motion, truth = measured_motion(centres, studio.film.kernel), studio.truth
+    votes = torch.stack([(label == k).double().mean(dim=1) for k in studio.film.classes])
+    return {
+        "kind": kind, "videos": len(centres), "variance lost": studio.map.lost,
+        "digits": (distance <= GOOD_DIGIT).double().mean().item(),
+        "consistency": votes.amax(dim=0).mean().item(),
+        "lag 1": motion.lag_one, "lag 1, truth": truth.lag_one,
+        "jump": motion.jump / truth.jump,
+    }  # fmt: skip
+
+
+def attention_rows(studio: Studio) -> list[dict[str, Any]]:
+    """Correlation of each head's mean map with the path's kernel and the latent's factor."""
+    gamma = gram(studio.film.kernel, studio.film.seq_len)
+    latent = temporal_covariance(studio.latents)
+    return [
+        {
+            "kind": kind, "t": t, "layer": layer, "head": head,
+            "path kernel": off_diagonal_correlation(own.mean(dim=0), gamma).item(),
+            "latent factor": off_diagonal_correlation(own.mean(dim=0), latent).item(),
+            "content": (own.var(dim=0, correction=0).mean() / own.var(correction=0)).item(),
         }
-
-    def ball_row(self, kind: str) -> dict[str, Any]:
-        """How many balls, how they move, and the covariance of pixels."""
-        film, videos, found = self.film, self.videos[kind], self.found[kind]
-        motion = measured_motion(found.centres, film.kernel)
-        floor = motion_floor(film.kernel, len(videos), film.seq_len)
-        truth = true_motion(film.kernel, film.seq_len, film.sprite.reach)
-        pixels, own = (
-            self.map.pixel_covariance(spatial_covariance(z)) for z in (self.latents, videos)
-        )
-        return {
-            "kind": kind, "videos": len(videos),
-            "frames": found.single.double().mean().item(),
-            "whole videos": found.single.all(dim=1).double().mean().item(),
-            "lag 1": motion.lag_one, "lag 1, truth": truth.lag_one, "lag 1, floor": floor.lag_one,
-            "jump": motion.jump / truth.jump, "jump, floor": floor.jump,
-            "correlation error": motion.error, "correlation floor": floor.error,
-            "correlation error, debiased": debiased_error(motion.error, floor.error),
-            "pixel covariance error": relative_error(own, pixels),
-            "Kronecker share": GaussianTwin(videos).kronecker_share(),
-        }  # fmt: skip
-
-    def lag_rows(self, kind: str) -> list[dict[str, Any]]:
-        """Correlation by lag: of the paths in theory, of positions read from pixels, of latents."""
-        film, videos, centres = self.film, self.videos[kind], self.found[kind].centres
-        gamma = gram(film.kernel, film.seq_len)[0]
-        columns = {
-            "gamma": gamma,
-            "exact": uniform_correlation(gamma),
-            "position": lag_correlations(temporal_covariance(centres, torch.zeros(2))),
-            "latent": lag_correlations(temporal_covariance(videos)),
-        }
-        return pd.DataFrame({k: x.tolist() for k, x in columns.items()}).assign(
-            kind=kind, lag=range(film.seq_len)
-        ).to_dict("records")  # fmt: skip
-
-    def attention_rows(self, kind: str) -> list[dict[str, Any]]:
-        """Correlation of each head's mean map with the path's kernel and the latent's factor."""
-        gamma, latent = gram(self.film.kernel, self.film.seq_len), temporal_covariance(self.latents)
-        return [
-            {
-                "kind": kind, "t": t, "layer": layer, "head": head,
-                "path kernel": off_diagonal_correlation(own.mean(dim=0), gamma).item(),
-                "latent factor": off_diagonal_correlation(own.mean(dim=0), latent).item(),
-                "content": (own.var(dim=0, correction=0).mean() / own.var(correction=0)).item(),
-            }
-            for t in ATTENTION_STEPS
-            for layer, maps in enumerate(self.maps(kind, t), start=1)
-            for head, own in enumerate(maps.transpose(0, 1), start=1)
-        ]  # fmt: skip
-
-    def maps(self, kind: str, t: float) -> Tensor:
-        """Attention maps on noised data, (depth, batch, heads, N, N), on the CPU."""
-        generator = torch.Generator().manual_seed(self.film.training.seed)
-        v, _ = perturb(self.latents[:ATTENTION_VIDEOS], t, generator)
-        return attention_maps(self.networks[kind], v.to(self.device), t).cpu()
-
-    def digits_row(self, kind: str) -> dict[str, Any]:
-        """How many real digits, whether each stays the same, and how they move."""
-        film, videos = self.film, self.videos[kind]
-        centres, distance, label = film.sprite.locate(self.map.decode(videos))
-        motion = measured_motion(centres, film.kernel)
-        truth = true_motion(film.kernel, film.seq_len, film.sprite.reach)
-        votes = torch.stack([(label == k).double().mean(dim=1) for k in film.classes])
-        return {
-            "kind": kind, "videos": len(videos), "variance lost": self.map.lost,
-            "digits": (distance <= GOOD_DIGIT).double().mean().item(),
-            "consistency": votes.amax(dim=0).mean().item(),
-            "lag 1": motion.lag_one, "lag 1, truth": truth.lag_one,
-            "jump": motion.jump / truth.jump,
-        }  # fmt: skip
-
-    def shown(self) -> dict[str, Tensor]:
-        """What is drawn: the ball's network, its maps and covariances; videos of the digits."""
-        if self.film.classes:
-            frames = {k: self.map.decode(z[:SHOWN_VIDEOS]) for k, z in self.videos.items()}
-            levels = {k: (x.clamp(0, 1) * 255).round() for k, x in frames.items()}
-            return {f"digits.{kind}": x.to(torch.uint8) for kind, x in levels.items()}
-        weights = self.networks["DiT"].state_dict()
-        maps = {kind: self.maps(kind, SHOWN_STEP).mean(dim=1) for kind in self.networks}
-        return {
-            "map.mean": self.map.mean, "map.basis": self.map.basis,
-            "map.scale": torch.tensor(self.map.scale),
-            **{f"weights.{key}": value.half() for key, value in weights.items()},
-            **{f"maps.{kind}": x.half() for kind, x in maps.items()},
-            **{f"covariance.{k}": spatial_covariance(z) for k, z in self.videos.items()},
-        }  # fmt: skip
-
-
-def shuffled(x: Tensor) -> Tensor:
-    """Sequences (n, N, d) with their frames in random order, another one for each; seeded."""
-    return shuffled_frames(x, torch.Generator().manual_seed(0))
+        for kind in studio.networks
+        for t in ATTENTION_STEPS
+        for layer, maps in enumerate(attention_maps(studio, kind, t), start=1)
+        for head, own in enumerate(maps.transpose(0, 1), start=1)
+    ]  # fmt: skip
 
 
 @torch.no_grad()
-def attention_maps(network: DiT, v: Tensor, t: float) -> Tensor:
-    """Maps of every layer and head, (depth, batch, heads, N (i), N (j)), in one forward pass."""
-    return torch.stack([seen.maps for seen in record(network, v, t)])
+def attention_maps(studio: Studio, kind: str, t: float) -> Tensor:
+    """Maps of a network on noised data, (depth, batch, heads, N, N), on the CPU."""
+    generator = torch.Generator().manual_seed(studio.film.training.seed)
+    v, _ = perturb(studio.latents[:ATTENTION_VIDEOS], t, generator)
+    network = studio.networks[kind]
+    return torch.stack([seen.maps for seen in record(network, v.to(network.embedding), t)]).cpu()
+
+
+def shown(studio: Studio) -> dict[str, Tensor]:
+    """What is drawn: the ball's network, its maps and covariances; videos of the digits."""
+    if studio.film.classes:
+        frames = {k: studio.map.decode(z[:SHOWN_VIDEOS]) for k, z in studio.videos.items()}
+        levels = {k: (x.clamp(0, 1) * 255).round() for k, x in frames.items()}
+        return {f"digits.{kind}": x.to(torch.uint8) for kind, x in levels.items()}
+    maps = {kind: attention_maps(studio, kind, SHOWN_STEP).mean(dim=1) for kind in studio.networks}
+    return {
+        "map.mean": studio.map.mean, "map.basis": studio.map.basis,
+        "map.scale": torch.tensor(studio.map.scale),
+        **half_weights(studio.networks["DiT"], "weights."),
+        **{f"maps.{kind}": x.half() for kind, x in maps.items()},
+        **{f"covariance.{k}": spatial_covariance(z) for k, z in studio.videos.items()},
+    }  # fmt: skip
 
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:

@@ -11,7 +11,7 @@ from gptheory.train import TrainConfig
 from .part import Numbers, Part, Session
 
 TINY = experiments.Figure1(
-    experiments.Data(8, 2, 2.0),
+    {"seq_len": 8, "dim": 2, "lengthscale": 2.0},
     TrainConfig(steps=4, batch_size=4, log_every=2, evaluate_n=8, evaluate_at=(0.1,)),
     samples=8, picture=4, solver_steps=3, monte_carlo=16,
 )  # fmt: skip

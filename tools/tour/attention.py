@@ -64,8 +64,8 @@ def polynomials_for_a_softmax(device: torch.device, dtype: torch.dtype) -> Found
 def ranges_of_logits(device: torch.device, dtype: torch.dtype) -> Found:
     """How large logits get on noised sequences of a law on the device."""
     network = shaken(transformer(), device, dtype)
-    table = polydit.logit_ranges(network, law(device), (0.1, 1.0), 4, seeded(1))
-    return {"rows": len(table)}
+    rows = polydit.logit_ranges(network, law(device), (0.1, 1.0), 4, seeded(1))
+    return {"rows": len(rows)}
 
 
 @stop("exact")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gptheory import (
     dit,
-    experiments,
     finetune,
     latent,
     latent_metrics,
@@ -28,6 +27,7 @@ from gptheory import (
 from gptheory.construct import build_score_transformer
 from gptheory.ensemble import Member, fit_ensemble
 from gptheory.process import decaying_process
+from gptheory.run import in_half_precision
 from gptheory.sample import sample
 from gptheory.score import ExactScore
 
@@ -195,7 +195,7 @@ def probed_construction(device: torch.device, dtype: torch.dtype) -> Found:
     v, spaces = sequences(1, 2, device, torch.float64), network.spaces
     seen = probe.record(network, v, 0.1)[-1]
     frame, score = spaces["score"], spaces["score"]
-    scores = finetune.attention_scores(network, v, 0.1)
+    scores = seen.maps[0]
     return {
         "moved": probe.contributions(seen, frame, score), "scores": scores,
         "defect": finetune.toeplitz_defect(scores),
@@ -231,7 +231,7 @@ def changed_weights(device: torch.device, dtype: torch.dtype) -> Found:
     finetune.shake(network, ("weight",), 0.1, seeded(2))
     finetune.keep_zeros(network)
     shuffled = probing.shuffled_frames(sequences(1, 3, device, dtype), seeded(3))
-    rounded = experiments.in_half_precision(network)
+    rounded = in_half_precision(network)
     return {"shuffled": shuffled, "rounded": rounded(sequences(2, 2, device, torch.float32), 0.1)}
 
 

@@ -21,6 +21,7 @@ import torch
 
 from gptheory import (
     cell,
+    comparison,
     complexity,
     experiments,
     finetune,
@@ -34,17 +35,20 @@ from gptheory import (
     results,
     session,
     store,
+    sweep,
     video,
     video_experiment,
 )
 from gptheory.kernels import PowerExponential
+from gptheory.process import decaying_process
+from gptheory.run import Run, stored_network
 from gptheory.score import ExactScore
 from gptheory.train import TrainConfig
 
 from .networks import transformer
 from .stop import Found, law, normal, seeded, sequences, shaken, stop
 
-DATA = experiments.Data(8, 2, 2.0)
+DATA = {"seq_len": 8, "dim": 2, "lengthscale": 2.0}
 TRAINING = TrainConfig(steps=2, batch_size=4, log_every=1, evaluate_n=8, evaluate_at=(0.1,))
 
 
@@ -55,13 +59,13 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def run(study: Callable[..., Path], settings: Any, device: torch.device) -> results.Result:
+def run(study: Callable[[Any, Run], Path], settings: Any, device: torch.device) -> results.Result:
     """The stored result of an experiment."""
     once = {experiments: "SCORE_STEPS", probing: "STEPS", video_experiment: "ATTENTION_STEPS"}
     with folder() as place, contextlib.ExitStack() as thinned:
         for module, name in once.items():  # one diffusion step does for all
             thinned.enter_context(mock.patch.object(module, name, (probing.AT,)))
-        record = study(settings, "tour", device, place, False)
+        record = study(settings, Run("tour", device, place, False))
         return results.load_result(record.stem, place)
 
 
@@ -75,7 +79,7 @@ def figure_1(device: torch.device, dtype: torch.dtype) -> Found:
     """Training, generation and measurement of both networks; the stored network, moved."""
     settings = experiments.Figure1(DATA, TRAINING, 8, picture=4, solver_steps=3, monte_carlo=16)
     result = run(experiments.figure1, settings, device)
-    network = experiments.stored_network(result, "DiT").to(device)
+    network = stored_network(result, "DiT").to(device)
     score = network(sequences(1, 2, device, dtype).repeat(1, 2, 1)[:, :8], 0.1)
     assert torch.isfinite(score).all() and score.dtype == dtype
     assert all(math.isfinite(x) for row in result.numbers.values() for x in row.values())
@@ -83,9 +87,9 @@ def figure_1(device: torch.device, dtype: torch.dtype) -> Found:
 
 
 @stop("network", compare=False)
-def comparison(device: torch.device, dtype: torch.dtype) -> Found:
+def compared_networks(device: torch.device, dtype: torch.dtype) -> Found:
     """All networks for one step; bands of runs."""
-    settings = experiments.Comparison(
+    settings = comparison.Comparison(
         DATA,
         replace(TRAINING, steps=1),
         seeds=(0,),
@@ -93,9 +97,9 @@ def comparison(device: torch.device, dtype: torch.dtype) -> Found:
         wiener=(50,),
         monte_carlo=16,
     )
-    variants = (experiments.Variant("DiT"), *experiments.VARIANTS[1:3])
-    with mock.patch.object(experiments, "VARIANTS", variants):
-        result = run(experiments.comparison, settings, device)
+    variants = dict(list(comparison.VARIANTS.items())[:3])
+    with mock.patch.object(comparison, "VARIANTS", variants):
+        result = run(comparison.comparison, settings, device)
     runs = [result.table("runs").assign(value=1.0, step=1, seed=k) for k in (0, 1)]
     bands = results.expected_bands(runs, ["variant"], "value")
     inside = results.within_bands(runs[0], bands, "value")
@@ -115,7 +119,7 @@ def attention_maps(device: torch.device, dtype: torch.dtype) -> Found:
 def fine_tuning(device: torch.device, dtype: torch.dtype) -> Found:
     """Training on from the constructed transformer."""
     rates = dict.fromkeys(finetune.STARTS, (1e-05,))
-    data, training = experiments.Data(4, 1, 2.0), replace(TRAINING, steps=1)
+    data, training = {**DATA, "seq_len": 4, "dim": 1}, replace(TRAINING, steps=1)
     settings = finetune.FineTuning(data, training, 1, rates, noise=(0.01,), seeds=(0,))
     return size(run(finetune.fine_tuning, settings, device))
 
@@ -161,9 +165,8 @@ def sweeps(device: torch.device, dtype: torch.dtype) -> Found:
         "own": {**axes, "n": [8, 16, 64, None]},
         "closed": {**axes, "n": 64, "estimator": "wiener"},
     }
-    settings = complexity.Complexity(parts)
-    result = run(complexity.sample_complexity, settings, device)
-    table = result.table("cells").assign(**result.record["settings"]["constants"])
+    settings = sweep.SweepStudy(cell.Cell, parts)
+    table = run(sweep.sweep_study, settings, device).table("cells")
     excess = complexity.excess(table[table["part"] == "own"])
     assert CELL.heads and CELL.shape and CELL.process() and CELL.training()
     trained = CELL.member().model.to(device)
@@ -177,8 +180,8 @@ def sweeps(device: torch.device, dtype: torch.dtype) -> Found:
 def latent_study(device: torch.device, dtype: torch.dtype) -> Found:
     """A sweep over networks with an encoder, on the CPU."""
     axes = {k: v for k, v in asdict(LATENT).items() if k != "n"}
-    settings = latent_experiment.LatentStudy({"own": {**axes, "n": [8]}})
-    result = run(latent_experiment.latent_study, settings, device)
+    settings = sweep.SweepStudy(latent_experiment.LatentCell, {"own": {**axes, "n": [8]}})
+    result = run(sweep.sweep_study, settings, device)
     given = {k: v for k, v in asdict(LATENT).items() if k != "seed"}
     rows = latent_experiment.cells_like(result.table("cells"), **given)
     rival = latent_experiment.linear_rival(LATENT.data())
@@ -253,8 +256,7 @@ def motion(device: torch.device, dtype: torch.dtype) -> Found:
     }  # fmt: skip
     twin = video.GaussianTwin(paths)
     numbers = {f"{k}, {name}": x for k, m in found.items() for name, x in asdict(m).items()}
-    mixed = video_experiment.shuffled(paths)
-    return {**numbers, "twin": twin.sample(3, seeded(2)), "mixed": mixed}
+    return {**numbers, "twin": twin.sample(3, seeded(2))}
 
 
 @stop("exact")
@@ -311,9 +313,9 @@ def figures(device: torch.device, dtype: torch.dtype) -> Found:
 @stop("exact", compare=False)
 def laws_of_the_experiments(device: torch.device, dtype: torch.dtype) -> Found:
     """What networks and null models are trained on."""
-    found = {}
+    found, process = {}, decaying_process(**DATA).to(device)
     for null in ("trained", "white noise"):
-        found[null] = probing.training_data(null, DATA, device).gram()
-    found["shuffled"] = probing.training_data("shuffled", DATA, device)[:4]
+        found[null] = probing.training_data(null, process).gram()
+    found["shuffled"] = probing.training_data("shuffled", process)[:4]
     assert law(device).mean.device.type == device.type
     return found
