@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gptheory.growth import Growth, candidates, growth_exponent
+from gptheory.studies import growth_exponent
+from gptheory.studies.growth import Growth, candidates
 
 from .compare import COLUMNS, Comparison, Row, timed, verdict
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gptheory.kernels import PowerExponential, random_covariance
-from gptheory.metrics import spatial_covariance, temporal_covariance
-from gptheory.process import GaussianProcess
+from gptheory.data import GaussianProcess, PowerExponential, random_covariance
+from gptheory.measures import spatial_covariance, temporal_covariance
 
 from .compare import Comparison, Row
 

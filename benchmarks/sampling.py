@@ -9,14 +9,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gptheory.kernels import PowerExponential, random_covariance
-from gptheory.metrics import (
+from gptheory.data import GaussianProcess, PowerExponential, random_covariance
+from gptheory.measures import (
     relative_error,
     sampling_floor,
     spatial_covariance,
     temporal_covariance,
 )
-from gptheory.process import GaussianProcess
 
 from .compare import Comparison, Limit, Row
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptheory.diffusion import alpha, perturb, sigma
-from gptheory.kernels import PowerExponential, gram, random_covariance
-from gptheory.process import GaussianProcess
-from gptheory.score import ExactScore
+from gptheory.data import GaussianProcess, PowerExponential, gram, random_covariance
+from gptheory.diffusion import ExactScore, alpha, perturb, sigma
 
 from .compare import Comparison, Row
 

@@ -9,11 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gptheory.dit import DiT
-from gptheory.ensemble import Member, fit_ensemble
-from gptheory.matching import matching_loss
-from gptheory.process import GaussianProcess, decaying_process
-from gptheory.train import TrainConfig, fit
+from gptheory.data import GaussianProcess, decaying_process
+from gptheory.networks import DiT
+from gptheory.training import TrainConfig, fit, fit_ensemble, matching_loss
+from gptheory.training.ensemble import Member
 
 from .compare import Comparison, Row
 

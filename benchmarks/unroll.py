@@ -7,11 +7,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from gptheory.construct import build_score_transformer
-from gptheory.diffusion import perturb
-from gptheory.kernels import PowerExponential, random_covariance
-from gptheory.process import GaussianProcess
-from gptheory.unroll import UnrolledScore
+from gptheory.construction import build_score_transformer
+from gptheory.data import GaussianProcess, PowerExponential, random_covariance
+from gptheory.diffusion import UnrolledScore, perturb
 
 from .compare import Comparison, Limit, Row
 

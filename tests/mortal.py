@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from gptheory.dit import DiT
-from gptheory.kernels import PowerExponential
-from gptheory.process import GaussianProcess
-from gptheory.train import TrainConfig, TrainResult, fit
+from gptheory.data import GaussianProcess, PowerExponential
+from gptheory.networks import DiT
+from gptheory.training import TrainConfig, fit
+from gptheory.training.config import TrainResult
 
 CONFIG = TrainConfig(
     steps=12, batch_size=4, log_every=5, evaluate_every=4, evaluate_at=(0.1,), evaluate_n=8

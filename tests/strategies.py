@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from gptheory.kernels import (
+from gptheory.data import (
+    GaussianProcess,
     Matern,
     Periodic,
     PowerExponential,
-    RationalQuadratic,
     WhiteNoise,
     gram,
     random_covariance,
 )
-from gptheory.process import GaussianProcess
+from gptheory.data.kernels import RationalQuadratic
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

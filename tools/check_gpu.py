@@ -81,7 +81,7 @@ def parts(stage: str) -> tuple[Any, ...]:
 
 def surroundings(session: Any) -> dict[str, Any]:
     """What the numbers depend on, beside the settings."""
-    from gptheory.store import provenance
+    from gptheory.support.files import provenance
 
     record: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -150,7 +150,7 @@ class Record:
         return ("skipped", found["skipped"]) if "skipped" in found else ("passed", "")
 
     def _write(self) -> None:
-        from gptheory.store import to_json, write_atomically
+        from gptheory.support.files import to_json, write_atomically
 
         text = to_json({"parts": self.parts}, indent=1)
         write_atomically(self.path, f"{text}\n".encode())

@@ -25,11 +25,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from normalise_notebooks import BOOK, look_alike
 from PIL import Image
 
-from gptheory.kernels import PowerExponential
-from gptheory.plotting import LEARNED, NULL, TRUTH, use_style
-from gptheory.process import GaussianProcess
-from gptheory.sample import trajectory
-from gptheory.score import ExactScore
+from gptheory.data import GaussianProcess, PowerExponential
+from gptheory.diffusion import ExactScore, trajectory
+from gptheory.figures import LEARNED, NULL, TRUTH, use_style
 
 SEED, FRAMES, LENGTHSCALE, LINES = 4, 200, 15.0, 40
 NOISE_STEP, LAST_STEP = 6.0, 0.002  # the lines divide this range evenly in log t

@@ -31,8 +31,8 @@ from normalise_notebooks import (
     to_text,
 )
 
-from gptheory import session
-from gptheory.store import provenance, write_atomically
+from gptheory.support import session
+from gptheory.support.files import provenance, write_atomically
 
 
 @dataclass(frozen=True)

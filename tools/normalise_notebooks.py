@@ -260,7 +260,7 @@ def main() -> int:
         if text != path.read_text(encoding="utf-8"):
             changed.append(path)
             if not arguments.check:
-                from gptheory.store import write_atomically  # and torch, which takes seconds
+                from gptheory.support.files import write_atomically
 
                 write_atomically(path, text.encode())
     for path in changed:

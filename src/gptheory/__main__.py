@@ -2,6 +2,6 @@
 
 import sys
 
-from .reproduce import main
+from .studies.reproduce import main
 
 sys.exit(main())

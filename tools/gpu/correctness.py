@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from tour.networks import CONFIG, law, transformer
 from tour.stop import Stop
 
-from gptheory.sample import sample
-from gptheory.train import Training, fit, save_checkpoint
+from gptheory.diffusion import sample
+from gptheory.training import fit
+from gptheory.training.loop import Training
+from gptheory.training.resume import save_checkpoint
 
 from .part import Numbers, OutOfTime, Part, Session, said
 

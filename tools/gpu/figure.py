@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from unittest import mock
 
-from gptheory import experiments, reproduce
-from gptheory.store import DamagedFileError, load_arrays
-from gptheory.train import TrainConfig
+from gptheory.studies import fig1, reproduce
+from gptheory.support.files import DamagedFileError, load_arrays
+from gptheory.training import TrainConfig
 
 from .part import Numbers, Part, Session
 
-TINY = experiments.Figure1(
+TINY = fig1.Figure1(
     {"seq_len": 8, "dim": 2, "lengthscale": 2.0},
     TrainConfig(steps=4, batch_size=4, log_every=2, evaluate_n=8, evaluate_at=(0.1,)),
     samples=8, picture=4, solver_steps=3, monte_carlo=16,
@@ -19,8 +19,8 @@ TINY = experiments.Figure1(
 
 def figure_1(session: Session, numbers: Numbers) -> None:
     """Two networks at the size of the paper, what they generate, and how good that is."""
-    settings = {"paper": TINY} if session.rehearse else experiments.FIGURE1
-    experiment = reproduce.Experiment("Figure 1", experiments.figure1, settings)
+    settings = {"paper": TINY} if session.rehearse else fig1.FIGURE1
+    experiment = reproduce.Experiment("Figure 1", fig1.figure1, settings)
     folder = session.out / "figure"
     try:
         with mock.patch.dict(reproduce.EXPERIMENTS, fig1=experiment):

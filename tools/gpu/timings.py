@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.training import TextbookBlock, disturbed
-from gptheory.diffusion import alpha, levels, sigma
-from gptheory.dit import DiT
-from gptheory.ensemble import Member, fit_ensemble
-from gptheory.growth import MemoryMeter, uniform_inputs
-from gptheory.matching import matching_error
-from gptheory.polyattention import poly_attention
-from gptheory.process import GaussianProcess, decaying_process
-from gptheory.sample import sample
-from gptheory.score import ExactScore
-from gptheory.train import TrainConfig, Training
+from gptheory.attention import poly_attention, uniform_inputs
+from gptheory.data import GaussianProcess, decaying_process
+from gptheory.diffusion import ExactScore, alpha, sample, sigma
+from gptheory.diffusion.schedule import levels
+from gptheory.measures import MemoryMeter
+from gptheory.networks import DiT
+from gptheory.training import TrainConfig, fit_ensemble
+from gptheory.training.ensemble import Member
+from gptheory.training.loop import Training
+from gptheory.training.objective import matching_error
 
 from .correctness import products
 from .part import Numbers, Part, Session, attempt, milliseconds, synchronise

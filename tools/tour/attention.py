@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from gptheory import exppoly, growth, polyattention, polydit
+from gptheory.attention import exponential, gradient, polynomial, softmax
+from gptheory.measures import cost
+from gptheory.networks import polynomial as polynomial_networks
+from gptheory.probing import recording
+from gptheory.studies import growth, statistics
 
 from .networks import transformer
 from .stop import Found, law, seeded, sequences, shaken, stop
@@ -15,46 +19,48 @@ RADIUS = 1.37  # of polynomials that nobody else has asked for
 @stop("exact")
 def polynomials(device: torch.device, dtype: torch.dtype) -> Found:
     """The exponential on an interval."""
-    own = exppoly.exp_polynomial(5, RADIUS)
+    own = exponential.exp_polynomial(5, RADIUS)
     s = torch.linspace(-RADIUS, RADIUS, 9, dtype=torch.float64).to(device, dtype)
     assert own.degree == 5
     return {
         "values": own(s), "bound": own.error_bound,
         "rounding": own.rounding(torch.float64),
-        "degree": exppoly.degree_for(1e-3, RADIUS),
-        "rank": exppoly.rank_exponent(1.0, 10.0),
-        "taylor": exppoly.exp_polynomial(5, RADIUS, "taylor")(s),
+        "degree": exponential.degree_for(1e-3, RADIUS),
+        "rank": exponential.rank_exponent(1.0, 10.0),
+        "taylor": exponential.exp_polynomial(5, RADIUS, "taylor")(s),
     }  # fmt: skip
 
 
 @stop("exact")
 def certified_attention(device: torch.device, dtype: torch.dtype) -> Found:
     """Attention and its gradient by a polynomial, in chunks, beside the dense ones."""
-    q, k, v, target = (x.to(device, dtype) for x in growth.uniform_inputs(300, 3, 4, torch.float64))
+    q, k, v, target = (
+        x.to(device, dtype) for x in softmax.uniform_inputs(300, 3, 4, torch.float64)
+    )
     weight = torch.eye(3, device=device, dtype=dtype) / 2
     return {
-        "polynomial": polyattention.poly_attention(q, k, v, 5),
-        "chunks": polyattention.poly_attention(q, k, v, 5, radius=1.0, chunk=64),
-        "gradient": polyattention.attention_gradient(q, k, weight, v, target, 5),
-        "exact gradient": polyattention.exact_attention_gradient(q, k, weight, v, target),
-        "monomials": polyattention.monomials(q, 3),
-        "bound": polyattention.logit_bound(q, k, 1 / 3),
+        "polynomial": polynomial.poly_attention(q, k, v, 5),
+        "chunks": polynomial.poly_attention(q, k, v, 5, radius=1.0, chunk=64),
+        "gradient": gradient.attention_gradient(q, k, weight, v, target, 5),
+        "exact gradient": gradient.exact_attention_gradient(q, k, weight, v, target),
+        "monomials": polynomial.monomials(q, 3),
+        "bound": polynomial.logit_bound(q, k, 1 / 3),
     }  # fmt: skip
 
 
 @stop("network")
 def dense_attention(device: torch.device, dtype: torch.dtype) -> Found:
     """The textbook's attention, which obeys the precision of products as torch's own does."""
-    q, k, v = (x.to(device, dtype) for x in growth.uniform_inputs(50, 3, dtype=torch.float64))
-    return {"softmax": growth.softmax_attention(q, k, v, 1 / 3)}
+    q, k, v = (x.to(device, dtype) for x in softmax.uniform_inputs(50, 3, dtype=torch.float64))
+    return {"softmax": softmax.softmax_attention(q, k, v, 1 / 3)}
 
 
 @stop("network")
 def polynomials_for_a_softmax(device: torch.device, dtype: torch.dtype) -> Found:
     """A trained network on the device with polynomials in its attention."""
     network, v = shaken(transformer(fused=False), device, dtype), sequences(1, 2, device, dtype)
-    swapped = polydit.with_polynomial_attention(network, 6)
-    layer = polydit.PolynomialAttention(network.blocks[0].attention, 6, radius=4.0)
+    swapped = polynomial_networks.with_polynomial_attention(network, 6)
+    layer = polynomial_networks.PolynomialAttention(network.blocks[0].attention, 6, radius=4.0)
     y = network.tokens(v)
     query, key, _value = layer.query_key_value(y)
     return {"swapped": swapped(v, 0.1), "weighed": layer.weigh(layer.logits(query, key))}
@@ -64,7 +70,7 @@ def polynomials_for_a_softmax(device: torch.device, dtype: torch.dtype) -> Found
 def ranges_of_logits(device: torch.device, dtype: torch.dtype) -> Found:
     """How large logits get on noised sequences of a law on the device."""
     network = shaken(transformer(), device, dtype)
-    rows = polydit.logit_ranges(network, law(device), (0.1, 1.0), 4, seeded(1))
+    rows = recording.logit_ranges(network, law(device), (0.1, 1.0), 4, seeded(1))
     return {"rows": len(rows)}
 
 
@@ -74,8 +80,11 @@ def memory(device: torch.device, dtype: torch.dtype) -> Found:
     settings = growth.Growth(dim=2, gradient_degree=4, lengths=(64, 128), rounds=1)
     peaks = {}
     for method, call in growth.candidates(settings, 64, device).items():
-        with growth.MemoryMeter() as meter:
+        with cost.MemoryMeter() as meter:
             call()
         peaks[method] = meter.largest
-    assert growth.peak_resident_bytes() > 0
-    return {"exponent": growth.growth_exponent([1, 2, 4], [3, 6, 12]), "softmax": peaks["softmax"]}
+    assert cost.peak_resident_bytes() > 0
+    return {
+        "exponent": statistics.growth_exponent([1, 2, 4], [3, 6, 12]),
+        "softmax": peaks["softmax"],
+    }

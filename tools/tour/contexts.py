@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptheory import precision, randomness, wrappers
+from gptheory.support import draws, precision, wrappers
 
 from .networks import transformer
 from .stop import Found, sequences, shaken, stop
@@ -17,7 +17,7 @@ def wrapped(device: torch.device, dtype: torch.dtype) -> Found:
     square = precision.full_precision()(lambda: x @ x.mT)
     kept = wrappers.lasting(lambda: x.clone())
     made = wrappers.on_the_cpu(lambda: torch.zeros(1))()
-    with precision.without_autocast(), randomness.TorchDraws(1, device):
+    with precision.without_autocast(), draws.TorchDraws(1, device):
         drawn = torch.rand(3, dtype=torch.float64)
     network = shaken(transformer(), device, dtype)
     assert wrappers.uncompiled(network) is network and made.device.type == "cpu"

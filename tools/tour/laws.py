@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from gptheory import diffusion, gaussians, kernels, metrics, spectra, structured, validation
-from gptheory.process import GaussianProcess, decaying_process
-from gptheory.score import ExactScore
+from gptheory.attention import positions
+from gptheory.data import GaussianProcess, covariance, decaying_process, estimate, kernels
+from gptheory.diffusion import ExactScore, schedule
+from gptheory.diffusion import exact as diffusion_exact
+from gptheory.measures import covariances, gaussians
+from gptheory.support import draws, spectra, validation
 
 from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
 
@@ -23,28 +26,28 @@ def kernel_values(device: torch.device, dtype: torch.dtype) -> Found:
         "white": kernels.WhiteNoise(),
     }  # fmt: skip
     found = {name: kernel(lags) for name, kernel in own.items()}
-    distance = kernels.embedding_distance(lags, 2 * N)
+    distance = positions.embedding_distance(lags, 2 * N)
     return {**found, "number": POWER(3), "distance": distance}
 
 
 @stop("exact")
 def covariance_matrices(device: torch.device, dtype: torch.dtype) -> Found:
     """Matrices made of a kernel, and what a band leaves of them."""
-    gram = kernels.toeplitz(POWER(torch.arange(N, device=device).to(dtype)))
+    gram = covariance.toeplitz(POWER(torch.arange(N, device=device).to(dtype)))
     return {
         "toeplitz": gram,
-        "gram": kernels.gram(POWER, N, dtype),
-        "truncated": kernels.truncate(gram, 2),
-        "tapered": kernels.taper(gram, 4),
-        "embedding": kernels.time_embedding(N, 2.0 * N),
-        "random": kernels.random_covariance(3, generator=seeded(1)),
+        "gram": covariance.gram(POWER, N, dtype),
+        "truncated": covariance.truncate(gram, 2),
+        "tapered": covariance.taper(gram, 4),
+        "embedding": positions.time_embedding(N, 2.0 * N),
+        "random": covariance.random_covariance(3, generator=seeded(1)),
     }
 
 
 @stop("exact")
 def process_on_the_device(device: torch.device, dtype: torch.dtype) -> Found:
     """A law whose factors were moved: its matrices, its samples and their likelihood."""
-    spatial = kernels.random_covariance(D, generator=seeded(2))
+    spatial = covariance.random_covariance(D, generator=seeded(2))
     mean = normal(3, N, D, device=torch.device("cpu"), dtype=torch.float64)
     moved = GaussianProcess(POWER, spatial, mean, seq_len=N).to(device)
     (values, vectors), (small, axes) = moved.temporal_spectrum, moved.spatial_spectrum
@@ -62,8 +65,8 @@ def samples(device: torch.device, dtype: torch.dtype) -> Found:
     """Sequences and noise from a generator of the CPU: the numbers of the CPU, on the device."""
     x = decaying_process(N, D).to(device).sample(5, seeded(1), dtype)
     long = GaussianProcess(POWER, torch.eye(D), seq_len=600).to(device)
-    v, noise = diffusion.perturb(x, steps(5), seeded(2))
-    like = diffusion.normal_like(x, seeded(3))
+    v, noise = schedule.perturb(x, steps(5), seeded(2))
+    like = draws.normal_like(x, seeded(3))
     return {"x": x, "v": v, "noise": noise, "like": like, "long": long.sample(1, seeded(4), dtype)}
 
 
@@ -84,20 +87,20 @@ def symmetric_roots(device: torch.device, dtype: torch.dtype) -> Found:
 def noise_levels(device: torch.device, dtype: torch.dtype) -> Found:
     """The forward process at steps that lie on either device, or are numbers."""
     t, v = steps(3, device).to(dtype), sequences(1, 3, device, dtype)
-    signal, noise = diffusion.levels(steps(3), v)
-    snr = diffusion.half_log_snr(t)
+    signal, noise = schedule.levels(steps(3), v)
+    snr = schedule.half_log_snr(t)
     return {
-        "alpha": diffusion.alpha(t), "sigma": diffusion.sigma(t), "snr": snr,
-        "step": diffusion.step_at(snr), "integer": diffusion.floating_step(torch.tensor([1, 2])),
-        "signal": signal, "noise": noise, "number": diffusion.alpha(0.3) + diffusion.sigma(0.3),
-        "stratified": diffusion.stratified_steps(4, 0.01, 2.0, seeded(1)),
+        "alpha": schedule.alpha(t), "sigma": schedule.sigma(t), "snr": snr,
+        "step": schedule.step_at(snr), "integer": schedule.floating_step(torch.tensor([1, 2])),
+        "signal": signal, "noise": noise, "number": schedule.alpha(0.3) + schedule.sigma(0.3),
+        "stratified": schedule.stratified_steps(4, 0.01, 2.0, seeded(1)),
     }  # fmt: skip
 
 
 @stop("exact")
 def distances_of_gaussians(device: torch.device, dtype: torch.dtype) -> Found:
     """Divergences of covariances on the device."""
-    p, q = (kernels.random_covariance(3, generator=seeded(k)).to(device) for k in (1, 2))
+    p, q = (covariance.random_covariance(3, generator=seeded(k)).to(device) for k in (1, 2))
     mean = normal(3, 3, device=device, dtype=torch.float64)
     low, high = gaussians.gaussian_tv_bounds(p, q, mean)
     return {
@@ -111,8 +114,8 @@ def distances_of_gaussians(device: torch.device, dtype: torch.dtype) -> Found:
 def estimated_laws(device: torch.device, dtype: torch.dtype) -> Found:
     """Covariances from sequences on the device, and the scores that they make."""
     x, v = sequences(1, 40, device, dtype), sequences(2, 3, device, dtype)
-    kronecker, stationary = structured.kronecker_mle(x), structured.toeplitz_moments(x)
-    wiener = structured.WienerScore(x)
+    kronecker, stationary = estimate.kronecker_mle(x), estimate.toeplitz_moments(x)
+    wiener = diffusion_exact.WienerScore(x)
     return {
         "kronecker": kronecker.covariance(),
         "stationary": stationary.covariance(),
@@ -126,14 +129,14 @@ def estimated_laws(device: torch.device, dtype: torch.dtype) -> Found:
 def moments(device: torch.device, dtype: torch.dtype) -> Found:
     """Covariances of sequences on the device beside a truth on the CPU."""
     x = sequences(1, 50, device, dtype)
-    temporal = metrics.temporal_covariance(x, torch.zeros(D))
-    error = metrics.relative_error(temporal, law().gram())
-    floor = metrics.sampling_floor(law(device), 50)
+    temporal = covariances.temporal_covariance(x, torch.zeros(D))
+    error = covariances.relative_error(temporal, law().gram())
+    floor = covariances.sampling_floor(law(device), 50)
     return {
-        "temporal": temporal, "spatial": metrics.spatial_covariance(x),
-        "frame": metrics.spatial_covariance(x, frame=1), "error": error, "floor": floor,
-        "debiased": metrics.debiased_error(2 * error, floor),
-        "lags": metrics.lag_correlations(temporal),
+        "temporal": temporal, "spatial": covariances.spatial_covariance(x),
+        "frame": covariances.spatial_covariance(x, frame=1), "error": error, "floor": floor,
+        "debiased": covariances.debiased_error(2 * error, floor),
+        "lags": covariances.lag_correlations(temporal),
     }  # fmt: skip
 
 

@@ -9,27 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gptheory import (
-    dit,
-    finetune,
-    latent,
-    latent_metrics,
-    maps,
-    matching,
-    mixture,
-    precondition,
-    probe,
-    probing,
-    structured,
-    train,
-    unet,
-)
-from gptheory.construct import build_score_transformer
-from gptheory.ensemble import Member, fit_ensemble
-from gptheory.process import decaying_process
-from gptheory.run import in_half_precision
-from gptheory.sample import sample
-from gptheory.score import ExactScore
+from gptheory.attention import positions
+from gptheory.construction import build_score_transformer
+from gptheory.data import decaying_process, mixture
+from gptheory.diffusion import ExactScore, denoiser, sample
+from gptheory.latent import LatentScore, rates, subspace
+from gptheory.latent import errors as latent_errors
+from gptheory.latent.networks import FullScore
+from gptheory.networks import baselines, dit, learned, score_network
+from gptheory.probing import Edited, batch_mean, maps, nulls, only, recording, uniform, without
+from gptheory.studies import finetune
+from gptheory.studies.run import in_half_precision
+from gptheory.support import draws
+from gptheory.training import config, fit_ensemble, objective, resume
+from gptheory.training import loop as training_loop
+from gptheory.training.ensemble import Member
 
 from .stop import D, Found, N, law, normal, seeded, sequences, shaken, steps, stop
 
@@ -42,11 +36,11 @@ def transformer(seed: int = 0, **options: object) -> dit.DiT:
 NETWORKS = {
     "DiT": transformer,
     "ReLU": lambda: transformer(attention="relu-rows", position="none", fused=False),
-    "UNet": lambda: unet.UNet1d(D, N, 8, generator=seeded(1)),
-    "MLP": lambda: unet.FrameMLP(D, hidden=8, depth=2, generator=seeded(2)),
-    "steps": lambda: structured.LearnedSteps(law(), 3, 4, momentum=True, generator=seeded(3)),
-    "covariance": lambda: structured.LearnedCovariance(D, N, 2, generator=seeded(4)),
-    "root": lambda: structured.LearnedCovariance(D, N, 2, False, generator=seeded(4)),
+    "UNet": lambda: baselines.UNet1d(D, N, 8, generator=seeded(1)),
+    "MLP": lambda: baselines.FrameMLP(D, hidden=8, depth=2, generator=seeded(2)),
+    "steps": lambda: learned.LearnedSteps(law(), 3, 4, momentum=True, generator=seeded(3)),
+    "covariance": lambda: learned.LearnedCovariance(D, N, 2, generator=seeded(4)),
+    "root": lambda: learned.LearnedCovariance(D, N, 2, False, generator=seeded(4)),
 }
 
 
@@ -68,24 +62,27 @@ def evaluated_networks(device: torch.device, dtype: torch.dtype) -> Found:
 @stop("network")
 def parts_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
     """Layers by themselves, their first weights drawn on the CPU."""
-    with precondition.weights_from(seeded(1)):
+    with draws.weights_from(seeded(1)):
         block = dit.Block(8, 2, "softmax", 2, False)
-        linear, modulation = nn.Linear(8, 8), precondition.Modulation(unet.CLOCK_WIDTH, 8, 2)
-        convolution, clock = unet.ResidualConvolution(8, 8), precondition.Clock(unet.CLOCK_WIDTH)
+        linear, modulation = nn.Linear(8, 8), score_network.Modulation(baselines.CLOCK_WIDTH, 8, 2)
+        convolution, clock = (
+            baselines.ResidualConvolution(8, 8),
+            score_network.Clock(baselines.CLOCK_WIDTH),
+        )
     parts = [shaken(part, device, dtype) for part in (block, modulation, convolution, clock)]
     y = normal(2, 3, N, 8, device=device, dtype=dtype)
     clocked = parts[3](steps(3, device))
     shift, scale = parts[1](clocked)
     layer = parts[0].attention
     query, key, _value = layer.query_key_value(y)
-    own = structured.LearnedCovariance(D, N, 2).to(device, dtype)
+    own = learned.LearnedCovariance(D, N, 2).to(device, dtype)
     return {
-        "block": parts[0](y, clocked[:, :8]), "norm": precondition.modulated_norm(y, shift, scale),
+        "block": parts[0](y, clocked[:, :8]), "norm": score_network.modulated_norm(y, shift, scale),
         "convolution": parts[2](y.mT, clocked),
         "attended": layer.attend(layer.maps(y), y),
         "attention": layer(y), "weighed": layer.weigh(layer.logits(query, key)),
-        "zero": precondition.zero_init(linear).weight.detach(),
-        "frames": dit.frame_embedding("sinusoidal", N, 4),
+        "zero": score_network.zero_init(linear).weight.detach(),
+        "frames": positions.frame_embedding("sinusoidal", N, 4),
         "temporal": own.temporal(), "spatial": own.spatial(),
         "unrolled": torch.stack(NETWORKS["steps"]().to(device).coefficients(steps(2, device))[0]),
     }  # fmt: skip
@@ -107,16 +104,16 @@ def losses(device: torch.device, dtype: torch.dtype) -> Found:
     """Score matching at every weight and law of the step."""
     network, x = shaken(transformer(), device, dtype), sequences(1, 4, device, dtype)
     found: dict[str, Tensor | float] = {}
-    for weight, times in itertools.product(matching.WEIGHTS, matching.TIMES):
-        t = matching.matching_steps(4, times, 0.01, 4.0, seeded(2))
-        loss = matching.matching_loss(network, x, t, seeded(3), weight)
+    for weight, times in itertools.product(objective.WEIGHTS, objective.TIMES):
+        t = objective.matching_steps(4, times, 0.01, 4.0, seeded(2))
+        loss = objective.matching_loss(network, x, t, seeded(3), weight)
         found[f"{weight}, {times}"] = loss
     noise = normal(4, 4, N, D, device=device, dtype=dtype)
-    found["error"] = matching.matching_error(network(x, 0.1), noise, 0.1, "noise")
+    found["error"] = objective.matching_error(network(x, 0.1), noise, 0.1, "noise")
     return found
 
 
-CONFIG = train.TrainConfig(
+CONFIG = config.TrainConfig(
     steps=6, batch_size=4, log_every=2, evaluate_n=8, evaluate_at=(0.1,), evaluate_every=3
 )
 
@@ -128,18 +125,18 @@ def _weights(model: nn.Module) -> Found:
 @stop("network", compare=False)
 def training_and_resuming(device: torch.device, dtype: torch.dtype) -> Found:
     """A run that is interrupted ends where one ends that is not, bit for bit."""
-    whole = train.fit(transformer().to(device, dtype), law(), CONFIG, show_progress=False)
+    whole = resume.fit(transformer().to(device, dtype), law(), CONFIG, show_progress=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        begun = train.Training(transformer().to(device, dtype), law(), CONFIG)
+        begun = training_loop.Training(transformer().to(device, dtype), law(), CONFIG)
         for step in begun:
             if step == 3:
-                train.save_checkpoint(path, begun)
+                resume.save_checkpoint(path, begun)
                 break
-        again = train.Training(transformer(1).to(device, dtype), law(), CONFIG)
-        train.load_checkpoint(path, again)
+        again = training_loop.Training(transformer(1).to(device, dtype), law(), CONFIG)
+        resume.load_checkpoint(path, again)
         assert len(again) == 3
-        resumed = train.fit(
+        resumed = resume.fit(
             transformer(2).to(device, dtype), law(), CONFIG, None, path, show_progress=False
         )
     pairs = zip(_weights(whole.model).values(), _weights(resumed.model).values(), strict=True)
@@ -151,14 +148,14 @@ def training_and_resuming(device: torch.device, dtype: torch.dtype) -> Found:
 def training_on_sequences(device: torch.device, dtype: torch.dtype) -> Found:
     """Data on the CPU, networks on the device; one at a time and many at once."""
     x = law().sample(20, seeded(1), dtype)
-    found = train.fit(transformer().to(device, dtype), x, CONFIG, law(), show_progress=False)
+    found = resume.fit(transformer().to(device, dtype), x, CONFIG, law(), show_progress=False)
     unfused = [transformer(k, fused=False).to(device, dtype) for k in range(3)]
     members = [Member(unfused[0], x, 0), Member(unfused[1], x[:7], 1), Member(unfused[2], law(), 2)]
     together = fit_ensemble(members, CONFIG)
-    at_home = train.at_home(x, dtype, device)
-    train.require_fitting(unfused[0], at_home)
-    batch = train.draw_batch(at_home, 3, torch.Generator(device).manual_seed(1), dtype)
-    kinds = train.architecture(unfused[0])
+    at_home = training_loop.at_home(x, dtype, device)
+    training_loop.require_fitting(unfused[0], at_home)
+    batch = training_loop.draw_batch(at_home, 3, torch.Generator(device).manual_seed(1), dtype)
+    kinds = training_loop.architecture(unfused[0])
     return {
         **_weights(found.model), "batch": batch, "kinds": len(kinds),
         **{f"member {k}, {n}": w for k, m in enumerate(together) for n, w in _weights(m).items()},
@@ -169,19 +166,19 @@ def training_on_sequences(device: torch.device, dtype: torch.dtype) -> Found:
 def probed_attention(device: torch.device, dtype: torch.dtype) -> Found:
     """Maps of a network on the device, what they are made of, and what edits do."""
     network, v = shaken(transformer(), device, dtype), sequences(1, 3, device, dtype)
-    seen = probe.record(network, v, 0.1)[-1]
-    probe.require_positions(probe.content_coordinates(network))
+    seen = recording.record(network, v, 0.1)[-1]
+    recording.require_positions(recording.content_coordinates(network))
     edits = {
-        "only": probe.only("ee"), "without": probe.without("xx", split="batch"),
-        "uniform": probe.uniform, "mean": probe.batch_mean,
+        "only": only("ee"), "without": without("xx", split="batch"),
+        "uniform": uniform, "mean": batch_mean,
     }  # fmt: skip
-    twins = (probe.untrained(network, seeded(2)), probe.permuted_positions(network, seeded(3)))
+    twins = (nulls.untrained(network, seeded(2)), nulls.permuted_positions(network, seeded(3)))
     return {
         "maps": seen.maps, "logits": seen.logits, **seen.blocks(),
-        "norms": probe.block_norms(network),
-        "products": probe.query_key_products(probe.attention_layers(network)[0]),
-        **{f"share {name}": share for name, share in probe.logit_shares(seen).items()},
-        **{name: probe.Edited(network, edit)(v, 0.1) for name, edit in edits.items()},
+        "norms": recording.block_norms(network),
+        "products": recording.query_key_products(recording.attention_layers(network)[0]),
+        **{f"share {name}": share for name, share in recording.logit_shares(seen).items()},
+        **{name: Edited(network, edit)(v, 0.1) for name, edit in edits.items()},
         "untrained": twins[0](v, 0.1), "permuted": twins[1](v, 0.1),
     }  # fmt: skip
 
@@ -193,11 +190,11 @@ def probed_construction(device: torch.device, dtype: torch.dtype) -> Found:
         law(), 2, form="position-once", heads="shared-knots", multiplication="attention"
     ).to(device)
     v, spaces = sequences(1, 2, device, torch.float64), network.spaces
-    seen = probe.record(network, v, 0.1)[-1]
+    seen = recording.record(network, v, 0.1)[-1]
     frame, score = spaces["score"], spaces["score"]
     scores = seen.maps[0]
     return {
-        "moved": probe.contributions(seen, frame, score), "scores": scores,
+        "moved": recording.contributions(seen, frame, score), "scores": scores,
         "defect": finetune.toeplitz_defect(scores),
     }  # fmt: skip
 
@@ -206,13 +203,13 @@ def probed_construction(device: torch.device, dtype: torch.dtype) -> Found:
 def maps_beside_kernels(device: torch.device, dtype: torch.dtype) -> Found:
     """Measures of maps on the device beside operators of a law on either side."""
     own = normal(1, 2, N, N, device=device, dtype=torch.float64).softmax(dim=-1)
-    operator = maps.denoising_operator(law().gram(), 0.1)
+    operator = denoiser.denoising_operator(law().gram(), 0.1)
     return {
-        "operator": maps.denoising_operator(law(device).gram(), 0.1),
+        "operator": denoiser.denoising_operator(law(device).gram(), 0.1),
         "correlation": maps.off_diagonal_correlation(own, operator.to(device)),
         "explained": maps.explained(operator.to(device), own),
         "lag": maps.mean_lag(own), "contrast": maps.contrast(own), "profile": maps.lag_profile(own),
-        "exact": maps.exact_jacobian(law(device), 0.1),
+        "exact": denoiser.exact_jacobian(law(device), 0.1),
     }  # fmt: skip
 
 
@@ -220,7 +217,7 @@ def maps_beside_kernels(device: torch.device, dtype: torch.dtype) -> Found:
 def jacobians(device: torch.device, dtype: torch.dtype) -> Found:
     """The Jacobian of a network's denoiser on the device."""
     network, v = shaken(transformer(), device, dtype), sequences(1, 2, device, dtype)
-    return {"jacobian": maps.denoiser_jacobian(network, v, 0.1)}
+    return {"jacobian": denoiser.denoiser_jacobian(network, v, 0.1)}
 
 
 @stop("network")
@@ -230,7 +227,7 @@ def changed_weights(device: torch.device, dtype: torch.dtype) -> Found:
     finetune.randomise(network, seeded(1))
     finetune.shake(network, ("weight",), 0.1, seeded(2))
     finetune.keep_zeros(network)
-    shuffled = probing.shuffled_frames(sequences(1, 3, device, dtype), seeded(3))
+    shuffled = nulls.shuffled_frames(sequences(1, 3, device, dtype), seeded(3))
     rounded = in_half_precision(network)
     return {"shuffled": shuffled, "rounded": rounded(sequences(2, 2, device, torch.float32), 0.1)}
 
@@ -238,12 +235,12 @@ def changed_weights(device: torch.device, dtype: torch.dtype) -> Found:
 @stop("exact")
 def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     """Laws in a subspace, on the CPU, asked about sequences on the device."""
-    basis, found = latent.random_basis(9, 4, seeded(1)), {}
-    latent.require_sizes(9, 4)
-    latent.warn_if_few(9, 4)
+    basis, found = subspace.random_basis(9, 4, seeded(1)), {}
+    subspace.require_sizes(9, 4)
+    subspace.warn_if_few(9, 4)
     of_gaussians = mixture.random_mixture(2, 2, 3, generator=seeded(2))
     for name, inside in {"mixture": of_gaussians, "process": decaying_process(2, 2)}.items():
-        data = latent.SubspaceData(basis, inside, 0.2)
+        data = subspace.SubspaceData(basis, inside, 0.2)
         x = data.sample(5, seeded(3), torch.float64).to(device, dtype)
         on, off = data.split(x)
         code = data.encode(x)
@@ -251,48 +248,50 @@ def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} on": on, f"{name} off": off, f"{name} code": code,
             f"{name} decoded": data.decode(code), f"{name} score": ExactScore(data)(x, 0.1),
             f"{name} score, steps": ExactScore(data)(x, steps(5)),
-            f"{name} energy": latent_metrics.orthogonal_energy(x, data),
+            f"{name} energy": latent_errors.orthogonal_energy(x, data),
         }  # fmt: skip
     moved = data.to(device)
     assert {each.device.type for each in (moved, moved.latent)} == {device.type}
     found["moved"] = ExactScore(moved)(x, 0.1)
     found["parts"] = len(data.parts)
-    drawn = latent.SubspaceData(basis, of_gaussians).to(device).sample(2, seeded(4), torch.float64)
+    drawn = (
+        subspace.SubspaceData(basis, of_gaussians).to(device).sample(2, seeded(4), torch.float64)
+    )
     found["drawn"] = drawn
-    other = latent.principal_subspace(x, 4)
+    other = subspace.principal_subspace(x, 4)
     found["covariance"] = of_gaussians.covariance()
     found["mixture score"] = ExactScore(of_gaussians)(code, 0.2)
-    found["angles"] = latent.principal_angles(other, data.basis.to(other))
-    found["basis"] = latent.require_orthonormal("basis", basis.to(device))
-    found["error"] = latent.subspace_error(other, data.basis.to(other))
+    found["angles"] = subspace.principal_angles(other, data.basis.to(other))
+    found["basis"] = subspace.require_orthonormal("basis", basis.to(device))
+    found["error"] = subspace.subspace_error(other, data.basis.to(other))
     return found
 
 
 @stop("exact", drawn=True)
 def errors_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     """Distances and errors of scores beside a law on the CPU."""
-    data = latent.SubspaceData(latent.random_basis(9, 4, seeded(1)), decaying_process(2, 2))
-    white = latent.smoothed(lambda v, t: -v, 0.1)
+    data = subspace.SubspaceData(subspace.random_basis(9, 4, seeded(1)), decaying_process(2, 2))
+    white = subspace.smoothed(lambda v, t: -v, 0.1)
     x, y = (data.sample(30, seeded(k), dtype).to(device) for k in (2, 3))
-    found = latent_metrics.support_errors(white, data, 32, generator=seeded(4))
+    found = latent_errors.support_errors(white, data, 32, generator=seeded(4))
     return {
-        **found, "scale": latent_metrics.error_scale(),
-        "sliced": latent_metrics.sliced_distance(x, y, 8, seeded(5)),
-        "pca": latent_metrics.expected_pca_error(torch.ones(4).double(), 0.1, 9, 50),
-        "rate": latent_metrics.log_rate(100.0, 0.1, 4),
+        **found, "scale": latent_errors.error_scale(),
+        "sliced": latent_errors.sliced_distance(x, y, 8, seeded(5)),
+        "pca": rates.expected_pca_error(torch.ones(4).double(), 0.1, 9, 50),
+        "rate": rates.log_rate(100.0, 0.1, 4),
     }  # fmt: skip
 
 
 @stop("network")
 def networks_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     """A network with an encoder, and one without."""
-    basis = latent.random_basis(8, 4, seeded(1))
-    data = latent.SubspaceData(basis, mixture.random_mixture(2, 2, generator=seeded(2)))
+    basis = subspace.random_basis(8, 4, seeded(1))
+    data = subspace.SubspaceData(basis, mixture.random_mixture(2, 2, generator=seeded(2)))
     inside = dit.DiT(2, 2, 8, 2, 1, generator=seeded(3))
     outside = dit.DiT(4, 2, 8, 2, 1, generator=seeded(4))
     made = {
-        "latent": latent.LatentScore(8, 4, inside, seeded(5)),
-        "full": latent.FullScore(outside),
+        "latent": LatentScore(8, 4, inside, seeded(5)),
+        "full": FullScore(outside),
     }
     v = data.sample(3, seeded(6), torch.float64).to(device, dtype)
     networks = {name: shaken(network, device, dtype) for name, network in made.items()}

@@ -6,16 +6,24 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from gptheory import assembly, drawing, heads, multiplication, ranges, score, spectra, unroll
-from gptheory import metrics as measure
-from gptheory import sample as generation
-from gptheory.blueprint import Blueprint
-from gptheory.construct import build_score_transformer
-from gptheory.kernels import time_embedding
-from gptheory.process import GaussianProcess
-from gptheory.score import ExactScore
-from gptheory.subspaces import Subspaces
-from gptheory.transformer import Attention, Block, FeedForward, ScoreTransformer, StepFeatures
+from gptheory.attention import time_embedding
+from gptheory.construction import (
+    build_score_transformer,
+    builders,
+    lag_heads,
+    multiplication,
+    ranges,
+)
+from gptheory.construction.blueprint import Blueprint
+from gptheory.construction.layers import Attention, Block, FeedForward
+from gptheory.construction.network import ScoreTransformer, StepFeatures
+from gptheory.construction.subspaces import Subspaces
+from gptheory.data import GaussianProcess, covariance
+from gptheory.diffusion import ExactScore, denoiser, unrolled
+from gptheory.diffusion import sampler as generation
+from gptheory.figures import networks
+from gptheory.measures import scores as measure
+from gptheory.support import spectra
 
 from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
 
@@ -31,7 +39,7 @@ def exact_score(device: torch.device, dtype: torch.dtype) -> Found:
         "steps": here(v, steps(3, device)),
         "steps of the CPU": here(v, steps(3)),
         "law of the CPU": there(v, steps(3, device).to(dtype)),
-        "denoised": score.denoise(here, v, 0.1),
+        "denoised": denoiser.denoise(here, v, 0.1),
         "rotated": spectra.along_frames(
             normal(2, N, N, device=device, dtype=dtype), v.transpose(0, 1)
         ),
@@ -44,26 +52,26 @@ def unrolled_score(device: torch.device, dtype: torch.dtype) -> Found:
     """Every method, its limit and its iterates."""
     v, found = sequences(1, 3, device, dtype), {}
     for method in ("gradient-descent", "heavy-ball", "chebyshev"):
-        own = unroll.UnrolledScore(law(device), 3, method=method)
+        own = unrolled.UnrolledScore(law(device), 3, method=method)
         assert own.device.type == device.type
         found |= {f"{method}, number": own(v, 0.1), f"{method}, steps": own(v, steps(3, device))}
         found |= {f"{method}, {k}": s for k, s in enumerate(own.iterates(v, 0.2))}
-    there = unroll.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
+    there = unrolled.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
     return {**found, "limit": there.limit(v, steps(3)), "law of the CPU": there(v, 0.1)}
 
 
 @stop("exact")
 def bounds_of_the_iteration(device: torch.device, dtype: torch.dtype) -> Found:
     """What the theorems say about an iteration whose law lies on the device."""
-    own = unroll.UnrolledScore(law(device), 3, bandwidth=5, taper="bohman")
+    own = unrolled.UnrolledScore(law(device), 3, bandwidth=5, taper="bohman")
     low, high = own.extremes(steps(3, device))
     sizes = torch.tensor([size for size, _ in own.coefficients(0.1)], dtype=torch.float64)
-    level = unroll.as_level(steps(3), sequences(1, 3, device, dtype))
+    level = unrolled.as_level(steps(3), sequences(1, 3, device, dtype))
     return {
         "condition": own.condition_number(steps(3)), "low": low, "high": high, "sizes": sizes,
         "convergence": own.convergence_bound(0.1), "steps": own.steps_for(1e-3, 0.1),
         "truncation": own.truncation_bound(0.1), "dropped": own.truncation_error(0.1),
-        "error": own.score_error(0.1), "banded": unroll.band(law(device).gram(), 3),
+        "error": own.score_error(0.1), "banded": covariance.band(law(device).gram(), 3),
         "level": level,
     }  # fmt: skip
 
@@ -122,7 +130,7 @@ def parts_of_the_construction(device: torch.device, dtype: torch.dtype) -> Found
     out, unit = y, torch.ones(1, 1, dtype=torch.float64)
     for block in blocks:
         out = block.to(device)(out)
-    builder, layer = assembly.AttentionBuilder(spaces), assembly.FeedForwardBuilder(spaces)
+    builder, layer = builders.AttentionBuilder(spaces), builders.FeedForwardBuilder(spaces)
     builder.add("copy", {"one": unit}, {"one": unit}, {"z": unit}, {"one": unit})
     layer.add("shift", {"z": unit}, torch.ones(1), {"one": unit})
     layer.linear("move", {"z": unit}, {"one": unit})
@@ -140,17 +148,17 @@ def functions_of_the_lag(device: torch.device, dtype: torch.dtype) -> Found:
     """Heads as functions of the lag, and the plan of a network that they make."""
     values, embedding, found = law().gram()[0, :4], time_embedding(N, 2.0 * N), {}
     for variant in ("trapezoid", "shared-knots", "sine"):
-        period = heads.default_period(variant, N)
-        heads.require_separated_lags(variant, N, period)
-        lags = heads.lag_function(variant, values, period)
+        period = lag_heads.default_period(variant, N)
+        lag_heads.require_separated_lags(variant, N, period)
+        lags = lag_heads.lag_function(variant, values, period)
         found |= {variant: lags.of(time_embedding(N, period)), f"{variant} steep": lags.steepness}
-        found[f"{variant} same"] = heads.same_frame(variant, period).of(embedding)
-    x, gaps = heads.cosines(3, 2.0 * N, 1.0)
-    reference = unroll.UnrolledScore(law(), 2)
+        found[f"{variant} same"] = lag_heads.same_frame(variant, period).of(embedding)
+    x, gaps = lag_heads.cosines(3, 2.0 * N, 1.0)
+    reference = unrolled.UnrolledScore(law(), 2)
     largest, radius = ranges.value_ranges(reference, None, 0.01, 8.0)
-    same = heads.same_frame("trapezoid", 2 * N)
+    same = lag_heads.same_frame("trapezoid", 2 * N)
     plan = Blueprint(
-        law(), "plain", False, 3, heads.lag_function("trapezoid", values, 2 * N), same, largest
+        law(), "plain", False, 3, lag_heads.lag_function("trapezoid", values, 2 * N), same, largest
     )
     features = StepFeatures(reference.spectrum)
     lift = plan.lift(embedding, features).to(device)
@@ -169,9 +177,9 @@ def drawn_networks(device: torch.device, dtype: torch.dtype) -> Found:
     """Pictures of weights that lie on the device."""
     network = build_score_transformer(law(), 1, bandwidth=3).to(device)
     figure, ax = plt.subplots()
-    drawing.draw_weight(ax, network.readout, columns=network.spaces)
-    figures = [figure, drawing.draw_block(network.blocks[-1], network.spaces)]
-    figures.append(drawing.draw_network(network))
+    networks.draw_weight(ax, network.readout, columns=network.spaces)
+    figures = [figure, networks.draw_block(network.blocks[-1], network.spaces)]
+    figures.append(networks.draw_network(network))
     count = sum(len(each.axes) for each in figures)
     for each in figures:
         plt.close(each)
@@ -201,7 +209,7 @@ def _path(own: ExactScore, x: Tensor) -> Found:
 @stop("exact", drawn=True)
 def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
     """How far an iteration is from the exact score of a law on the device, and on the CPU."""
-    own = unroll.UnrolledScore(law(device), 2)
+    own = unrolled.UnrolledScore(law(device), 2)
     variances, spectrum = measure.propagated_spectrum(law(device), 5)
     common = {"generator": seeded(3), "dtype": dtype}
     return {

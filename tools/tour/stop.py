@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptheory.process import GaussianProcess, decaying_process
+from gptheory.data import GaussianProcess, decaying_process
 
 Found = dict[str, "Tensor | float"]
 Visit = Callable[[torch.device, torch.dtype], Found]

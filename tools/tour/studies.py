@@ -19,31 +19,33 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gptheory import (
-    cell,
+from gptheory.data import PowerExponential, decaying_process, estimate, video
+from gptheory.data.digits import Digits, handwritten
+from gptheory.diffusion import ExactScore
+from gptheory.figures import player
+from gptheory.figures import style as figures_style
+from gptheory.measures import measured_motion, motion_floor, true_motion
+from gptheory.studies import (
+    cells,
     comparison,
-    complexity,
-    experiments,
+    fig1,
+    fig4a,
+    fig5,
     finetune,
     growth,
-    latent_experiment,
-    plotting,
-    polydit,
-    probing,
-    progress,
+    latent,
     reproduce,
     results,
-    session,
-    store,
-    sweep,
-    video,
-    video_experiment,
+    statistics,
+    stored_network,
 )
-from gptheory.kernels import PowerExponential
-from gptheory.process import decaying_process
-from gptheory.run import Run, stored_network
-from gptheory.score import ExactScore
-from gptheory.train import TrainConfig
+from gptheory.studies import swap as studies_swap
+from gptheory.studies import video as studies_video
+from gptheory.studies.run import Run
+from gptheory.studies.sweeps import SweepStudy, sweep_study
+from gptheory.support import files as support_files
+from gptheory.support import progress, session
+from gptheory.training import TrainConfig
 
 from .networks import transformer
 from .stop import Found, law, normal, seeded, sequences, shaken, stop
@@ -64,7 +66,7 @@ def run(study: Callable[[Any, Run], Path], settings: Any, device: torch.device) 
     once = {experiments: "SCORE_STEPS", probing: "STEPS", video_experiment: "ATTENTION_STEPS"}
     with folder() as place, contextlib.ExitStack() as thinned:
         for module, name in once.items():  # one diffusion step does for all
-            thinned.enter_context(mock.patch.object(module, name, (probing.AT,)))
+            thinned.enter_context(mock.patch.object(module, name, (fig5.AT,)))
         record = study(settings, Run("tour", device, place, False))
         return results.load_result(record.stem, place)
 
@@ -77,8 +79,8 @@ def size(result: results.Result) -> Found:
 @stop("network", compare=False)
 def figure_1(device: torch.device, dtype: torch.dtype) -> Found:
     """Training, generation and measurement of both networks; the stored network, moved."""
-    settings = experiments.Figure1(DATA, TRAINING, 8, picture=4, solver_steps=3, monte_carlo=16)
-    result = run(experiments.figure1, settings, device)
+    settings = fig1.Figure1(DATA, TRAINING, 8, picture=4, solver_steps=3, monte_carlo=16)
+    result = run(fig1.figure1, settings, device)
     network = stored_network(result, "DiT").to(device)
     score = network(sequences(1, 2, device, dtype).repeat(1, 2, 1)[:, :8], 0.1)
     assert torch.isfinite(score).all() and score.dtype == dtype
@@ -101,18 +103,18 @@ def compared_networks(device: torch.device, dtype: torch.dtype) -> Found:
     with mock.patch.object(comparison, "VARIANTS", variants):
         result = run(comparison.comparison, settings, device)
     runs = [result.table("runs").assign(value=1.0, step=1, seed=k) for k in (0, 1)]
-    bands = results.expected_bands(runs, ["variant"], "value")
-    inside = results.within_bands(runs[0], bands, "value")
+    bands = statistics.expected_bands(runs, ["variant"], "value")
+    inside = statistics.within_bands(runs[0], bands, "value")
     return {**size(result), "bands": len(bands), "inside": len(inside)}
 
 
 @stop("network", compare=False)
 def attention_maps(device: torch.device, dtype: torch.dtype) -> Found:
     """Networks, their nulls and edits of their maps."""
-    settings = probing.Probing(
+    settings = fig5.Probing(
         DATA, TRAINING, 1, (0,), (0,), True, sequences=2, ablated=4, jacobians=1, edited_at=(0.1,)
     )
-    return size(run(probing.probing, settings, device))
+    return size(run(fig5.probing, settings, device))
 
 
 @stop("network", compare=False)
@@ -127,11 +129,11 @@ def fine_tuning(device: torch.device, dtype: torch.dtype) -> Found:
 @stop("network", compare=False)
 def swap(device: torch.device, dtype: torch.dtype) -> Found:
     """Polynomials for the softmax of a network trained here."""
-    settings = polydit.Swap(
+    settings = studies_swap.Swap(
         None, DATA, TRAINING, (2, 4), steps=(0.1, 1.0), score_steps=(0.1,), monte_carlo=8,
         samples=4, solver_steps=2,
     )  # fmt: skip
-    return size(run(polydit.swap, settings, device))
+    return size(run(studies_swap.swap, settings, device))
 
 
 @stop("exact", compare=False)
@@ -151,8 +153,8 @@ def growth_of_attention(device: torch.device, dtype: torch.dtype) -> Found:
     return {**size(result), "stored": len(reproduce.full_size("fig1").arrays)}
 
 
-CELL = cell.Cell("dit", 8, seq_len=4, steps=2, batch_size=4, hidden=16, depth=1)
-LATENT = latent_experiment.LatentCell(
+CELL = cells.Cell("dit", 8, seq_len=4, steps=2, batch_size=4, hidden=16, depth=1)
+LATENT = latent.LatentCell(
     "latent", 8, ambient_dim=8, latent_dim=4, steps=1, batch_size=4, hidden=8
 )
 
@@ -165,14 +167,14 @@ def sweeps(device: torch.device, dtype: torch.dtype) -> Found:
         "own": {**axes, "n": [8, 16, 64, None]},
         "closed": {**axes, "n": 64, "estimator": "wiener"},
     }
-    settings = sweep.SweepStudy(cell.Cell, parts)
-    table = run(sweep.sweep_study, settings, device).table("cells")
-    excess = complexity.excess(table[table["part"] == "own"])
+    settings = SweepStudy(cells.Cell, parts)
+    table = run(sweep_study, settings, device).table("cells")
+    excess = fig4a.excess(table[table["part"] == "own"])
     assert CELL.heads and CELL.shape and CELL.process() and CELL.training()
     trained = CELL.member().model.to(device)
     assert trained(CELL.training_set()[:2].to(device), 0.1).device.type == device.type
     exact = CELL.assess(ExactScore(CELL.process()))
-    slope = complexity.fitted_slope(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.5, 0.25]))
+    slope = statistics.fitted_slope(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.5, 0.25]))
     return {"cells": len(settings.cells()), "excess": len(excess), "slope": slope[0], **exact}
 
 
@@ -180,17 +182,17 @@ def sweeps(device: torch.device, dtype: torch.dtype) -> Found:
 def latent_study(device: torch.device, dtype: torch.dtype) -> Found:
     """A sweep over networks with an encoder, on the CPU."""
     axes = {k: v for k, v in asdict(LATENT).items() if k != "n"}
-    settings = sweep.SweepStudy(latent_experiment.LatentCell, {"own": {**axes, "n": [8]}})
-    result = run(sweep.sweep_study, settings, device)
+    settings = SweepStudy(latent.LatentCell, {"own": {**axes, "n": [8]}})
+    result = run(sweep_study, settings, device)
     given = {k: v for k, v in asdict(LATENT).items() if k != "seed"}
-    rows = latent_experiment.cells_like(result.table("cells"), **given)
-    rival = latent_experiment.linear_rival(LATENT.data())
+    rows = latent.cells_like(result.table("cells"), **given)
+    rival = latent.linear_rival(LATENT.data())
     v = normal(1, 3, 1, 8, device=device, dtype=dtype)
     assert LATENT.closed_form() is None
     return {"rows": len(rows), "cells": len(settings.cells()), "rival": ExactScore(rival)(v, 0.1)}
 
 
-BALL = video_experiment.Film(
+BALL = studies_video.Film(
     2, TRAINING, videos=12, seq_len=4, lengthscale=2.0, size=10, hidden=16, samples=4
 )
 
@@ -200,11 +202,11 @@ def video_study(device: torch.device, dtype: torch.dtype) -> Found:
     """A film of a ball, its network, its twin; the stored network and map, moved."""
     digits = replace(BALL, size=20, classes=(0, 1))
     with_digits = digits if _digits_are_here() else None
-    settings = video_experiment.VideoStudy(BALL, with_digits, (0,), 2, 1, 1)
+    settings = studies_video.VideoStudy(BALL, with_digits, (0,), 2, 1, 1)
     with warnings.catch_warnings():  # correlations of four videos may have no variance
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = run(video_experiment.video_study, settings, device)
-    network, latent_map = video_experiment.stored_ball(result)
+        result = run(studies_video.video_study, settings, device)
+    network, latent_map = studies_video.stored_ball(result)
     z = network.to(device)(normal(1, 2, 4, 2, device=device, dtype=dtype), 0.1)
     frames = latent_map.decode(z)
     assert frames.device.type == device.type
@@ -213,7 +215,7 @@ def video_study(device: torch.device, dtype: torch.dtype) -> Found:
 
 def _digits_are_here() -> bool:
     try:
-        return len(video.handwritten((0, 1))) > 0
+        return len(handwritten((0, 1))) > 0
     except ModuleNotFoundError:
         return False
 
@@ -227,7 +229,7 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
     seen = ball.locate(frames, 0.5)
     fitted = video.LatentMap.fit(ball.render(paths).to(dtype), 3)
     images = normal(2, 3, 4, 4, device=torch.device("cpu"), dtype=torch.float32).abs()
-    digits = video.Digits(images, torch.arange(3), 16)
+    digits = Digits(images, torch.arange(3), 16)
     which = torch.tensor([0, 1, 2] * 2)
     shown = digits.render(paths.to(device, dtype) / ball.reach, which)
     centres, _distance, label = digits.locate(shown)
@@ -237,10 +239,10 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
         "code": fitted.encode(frames), "decoded": fitted.decode(fitted.encode(frames)),
         "moved code": fitted.to(device).encode(frames),
         "moved digits": digits.to(device).render(paths.to(device, dtype) / ball.reach, which),
-        "drawn": video.GaussianTwin(paths).to(device).sample(2, seeded(3)),
+        "drawn": estimate.GaussianTwin(paths).to(device).sample(2, seeded(3)),
         "pixels": fitted.pixel_covariance(torch.eye(3, device=device, dtype=dtype)),
         "recentred": digits.recentred(shown, centres),
-        "share": video.GaussianTwin(paths).kronecker_share(),
+        "share": estimate.GaussianTwin(paths).kronecker_share(),
         "uniform": video.uniform_correlation(torch.linspace(-1, 1, 5, dtype=dtype).to(device)),
     }  # fmt: skip
 
@@ -251,10 +253,10 @@ def motion(device: torch.device, dtype: torch.dtype) -> Found:
     kernel = PowerExponential(2.0)
     paths = video.uniform_paths(kernel, 20, 4, 3.0, seeded(1), dtype).to(device)
     found = {
-        "true": video.true_motion(kernel, 4, 3.0), "own": video.measured_motion(paths, kernel),
-        "floor": video.motion_floor(kernel, 6, 4, draws=2),
+        "true": true_motion(kernel, 4, 3.0), "own": measured_motion(paths, kernel),
+        "floor": motion_floor(kernel, 6, 4, draws=2),
     }  # fmt: skip
-    twin = video.GaussianTwin(paths)
+    twin = estimate.GaussianTwin(paths)
     numbers = {f"{k}, {name}": x for k, m in found.items() for name, x in asdict(m).items()}
     return {**numbers, "twin": twin.sample(3, seeded(2))}
 
@@ -264,19 +266,19 @@ def files(device: torch.device, dtype: torch.dtype) -> Found:
     """Tensors of the device in files, their digests and their provenance."""
     x = sequences(1, 2, device, dtype)
     with folder() as place:
-        store.save_arrays(place / "arrays", {"x": x}, {"at": 1})
-        arrays, record = store.load_arrays(place / "arrays")
-        kept = store.remembered(place / "kept", {"seed": 1}, lambda: {"x": x})
-        store.write_atomically(place / "text", store.to_json(record).encode())
-        packed = len(store.packed({"x": x}, record))
+        support_files.save_arrays(place / "arrays", {"x": x}, {"at": 1})
+        arrays, record = support_files.load_arrays(place / "arrays")
+        kept = support_files.remembered(place / "kept", {"seed": 1}, lambda: {"x": x})
+        support_files.write_atomically(place / "text", support_files.to_json(record).encode())
+        packed = len(support_files.packed({"x": x}, record))
         table = pd.DataFrame({"value": [1.0, 2.0]})
         path = results.save_result(
             place / "work", "tour", {"x": x}, {"n": 2}, {"own": {"a": 1.0}}, {"t": table},
-            store.provenance(device), 0.1,
+            support_files.provenance(device), 0.1,
         )  # fmt: skip
         result = results.load_result(results.move_result(path, place).stem, place)
         assert results.stored_results(place) == ["tour"] and result.numbers
-    assert store.digest(x) == store.digest(x.cpu())
+    assert support_files.digest(x) == support_files.digest(x.cpu())
     return {
         "x": arrays["x"],
         "kept": kept["x"],
@@ -297,13 +299,13 @@ def session_and_progress(device: torch.device, dtype: torch.dtype) -> Found:
 @stop("network")
 def figures(device: torch.device, dtype: torch.dtype) -> Found:
     """What is drawn lies on the device and may carry a gradient."""
-    plotting.use_style()
+    figures_style.use_style()
     x = shaken(transformer(), device, dtype)(sequences(1, 3, device, dtype), 0.1)
     figure, axes = plt.subplots(1, 3)
-    mesh = plotting.heatmap(axes[0], x[0])
-    plotting.paths(axes[1], x)
-    image = plotting.picture(axes[2], x[0])
-    page = plotting.animation(figure, lambda k: axes[1].set_title(str(k)), ["a", "b"], "two frames")
+    mesh = figures_style.heatmap(axes[0], x[0])
+    figures_style.paths(axes[1], x)
+    image = figures_style.picture(axes[2], x[0])
+    page = player.animation(figure, lambda k: axes[1].set_title(str(k)), ["a", "b"], "two frames")
     assert page.startswith("<div")
     drawn = torch.from_numpy(np.array(axes[1].lines[0].get_ydata()))
     shown = torch.from_numpy(np.array(image.get_array()))
@@ -315,7 +317,7 @@ def laws_of_the_experiments(device: torch.device, dtype: torch.dtype) -> Found:
     """What networks and null models are trained on."""
     found, process = {}, decaying_process(**DATA).to(device)
     for null in ("trained", "white noise"):
-        found[null] = probing.training_data(null, process).gram()
-    found["shuffled"] = probing.training_data("shuffled", process)[:4]
+        found[null] = fig5.training_data(null, process).gram()
+    found["shuffled"] = fig5.training_data("shuffled", process)[:4]
     assert law(device).mean.device.type == device.type
     return found

@@ -1,0 +1,69 @@
+"""What a law of sequences is: something to draw from, and what is known about its score.
+
+Samplers of training data, networks' trainers and metrics take any law. Nothing inherits from these
+protocols: a class that has their members is a law.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Law(Protocol):
+    """A law of sequences (N, d).
+
+    Attributes:
+        seq_len, dim: N and d.
+    """
+
+    seq_len: int
+    dim: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it draws."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[object, ...]:
+        """What decides it, tensors and JSON values: laws of one class that agree here are one."""
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw n >= 0 independent sequences, (n, N, d), on :attr:`device`.
+
+        Noise is drawn on the device of the generator, if there is one, then moved.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Law:
+        """The same law on a device."""
+
+
+@runtime_checkable
+class KnownLaw(Law, Protocol):
+    """A law whose score is known at every noise level: :class:`.ExactScore`."""
+
+    @abstractmethod
+    def noised_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Score of :math:`v = a x + s z`, :math:`\nabla\log p(v)`, x of this law and z white.
+
+        Args:
+            v: (batch, N, d), checked by the caller.
+            signal, noise: a and s > 0, numbers or one per sequence, (batch, 1, 1), dtype and device
+                of v.
+
+        Returns:
+            (batch, N, d), dtype and device of v.
+        """

@@ -1,0 +1,390 @@
+r"""Gaussian-process sequences with covariance :math:`\Gamma \otimes \Sigma`.
+
+Frames i and j of a sequence have :math:`\operatorname{Cov}[x_i, x_j] = \Gamma_{ij}\,\Sigma`, so
+the sequence, frames one after the other, is :math:`N(\mu, \Gamma \otimes \Sigma)`. Everything here
+works with the two factors; the Nd × Nd matrix is never formed except by
+:meth:`GaussianProcess.covariance`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..support.draws import _normal
+from ..support.precision import full_precision
+from ..support.rounding import spectrum_rounding, unit_roundoff
+from ..support.spectra import (
+    covariance_spectrum,
+    frames_first,
+    nearest_covariance,
+    on_spectrum,
+    symmetric_root,
+)
+from ..support.validation import (
+    NotPSDError,
+    as_real,
+    require_count,
+    require_finite,
+    require_sequences,
+    require_symmetric,
+)
+from ..support.wrappers import lasting
+from .covariance import gram, toeplitz
+from .kernels import PowerExponential
+
+EMBEDDING_GROWTH = 64  # largest circulant embedding, in multiples of the smallest one
+CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
+DENSE_CHUNK = 2**17  # numbers drawn at a time, so that a chunk stays in cache
+CIRCULANT_CHUNK = 2**19  # the same for transforms, which gain from coming in batches
+DENSE_LIMIT = 8192  # rows of the largest dense covariance
+
+
+class GaussianProcess:
+    r"""Law of sequences X, :math:`\operatorname{vec} X \sim N(\mu, \Gamma \otimes \Sigma)`.
+
+    X has the shape (N, d), and vec puts its frames one after the other.
+    Source: FDGWC Data model.
+
+    Args:
+        temporal: Γ as an (N, N) positive semidefinite matrix, stationary or not, or a kernel
+            (function of the lag) together with ``seq_len``; a kernel on a long sequence is sampled
+            without ever forming Γ.
+        spatial: Σ, (d, d) positive semidefinite.
+        mean: μ, one vector (d,) for every frame or one per frame (N, d); zero if absent.
+        seq_len: N, needed for a kernel.
+
+    Attributes:
+        temporal: the matrix (float64) or the kernel, as given.
+        spatial: (d, d) float64. A factor of fewer digits that is positive semidefinite up to their
+            rounding is the nearest that is one, so that it can be handed on in float64.
+        mean: (N, d) float64.
+        seq_len: N.
+        dim: d.
+        temporal_dtype, spatial_dtype: in which the factors arrived; a kernel's Γ is float64.
+
+    Raises:
+        NotPSDError: if a factor has a negative eigenvalue that the rounding of its dtype does not
+            explain (:func:`.clipped_eigh`); tinier ones count as 0. A kernel is not
+            factorised before it is needed: :meth:`sample` or a score refuses it then.
+        ValueError: for factors that are not square, symmetric and finite, or shapes that disagree.
+
+    Accuracy: factorised in float64; tensors of another dtype are cast, Γ and the mean go to the
+    device of Σ.
+    """
+
+    @lasting
+    def __init__(
+        self,
+        temporal: Tensor | Callable[[Tensor], Tensor],
+        spatial: Tensor,
+        mean: Tensor | None = None,
+        seq_len: int | None = None,
+    ) -> None:
+        self._kernel = None if isinstance(temporal, Tensor) else temporal
+        if self._kernel is None:
+            self.temporal_dtype = temporal.dtype
+            temporal = require_symmetric("temporal", temporal)
+            if seq_len not in (None, len(temporal)):
+                raise ValueError(f"temporal has {len(temporal)} frames, but seq_len={seq_len}")
+            self.seq_len = len(temporal)
+        else:
+            self.temporal_dtype = torch.float64
+            self.seq_len = _length_for(temporal, seq_len)
+        spatial = as_real("spatial", spatial)
+        self.spatial_dtype = spatial.dtype
+        self.spatial = require_symmetric("spatial", spatial)
+        self.temporal = temporal if self._kernel is not None else temporal.to(self.spatial.device)
+        self.dim = len(self.spatial)
+        self.mean = self._frame_means(mean)
+        # a covariance that is none is refused here, not later
+        self.spatial = nearest_covariance(self.spatial, self.spatial_spectrum, self.spatial_dtype)
+        if self._kernel is None:
+            self.temporal = nearest_covariance(
+                self.temporal, self.temporal_spectrum, self.temporal_dtype
+            )
+        self._factors: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def __repr__(self) -> str:
+        temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"
+        return f"GaussianProcess(temporal={temporal}, seq_len={self.seq_len}, dim={self.dim})"
+
+    @lasting
+    def to(self, device: torch.device | str) -> GaussianProcess:
+        """The same process, with its factors, and what was derived from them, on a device."""
+        moved = copy.copy(self)
+        vars(moved).update({name: _on(value, device) for name, value in vars(self).items()})
+        moved._factors = {}
+        return moved
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are, and where it draws."""
+        return self.spatial.device
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Γ or the kernel's name, Σ and μ."""
+        temporal = self.temporal if self._kernel is None else repr(self._kernel)
+        return temporal, self.spatial, self.mean
+
+    def gram(self) -> Tensor:
+        """Γ as an (N, N) float64 matrix."""
+        return self.temporal if self._kernel is None else self._kernel_gram
+
+    def covariance(self) -> Tensor:
+        """Γ ⊗ Σ as a dense (N·d, N·d) float64 matrix, for small sizes.
+
+        Raises:
+            ValueError: above 8192 rows; work with ``gram()`` and ``spatial`` instead.
+        """
+        rows = self.seq_len * self.dim
+        if rows > DENSE_LIMIT:
+            raise ValueError(
+                f"a dense covariance of {rows} rows is above the limit of {DENSE_LIMIT};"
+                " use the factors gram() and spatial"
+            )
+        return torch.kron(self.gram(), self.spatial)
+
+    @cached_property
+    @lasting
+    def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
+        name = f"temporal covariance {self._temporal_name()}"
+        return covariance_spectrum(name, self.gram(), self.temporal_dtype)
+
+    @cached_property
+    @lasting
+    def spatial_spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (d,), ascending and clipped at 0, and eigenvectors (d, d) of Σ, float64."""
+        return covariance_spectrum("spatial covariance", self.spatial, self.spatial_dtype)
+
+    @full_precision()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        r"""Draw n independent sequences.
+
+        Dense factors: :math:`X = \mu + \Gamma^{1/2} Z\,\Sigma^{1/2}`, two matrix products a chunk;
+        the roots are symmetric, so that a seed gives the same sequences whichever eigenvectors
+        LAPACK finds. A kernel on a long sequence: circulant embedding, O(N log N) a sequence (Wood
+        and Chan 1994).
+
+        Args:
+            n: number of sequences, 0 or more.
+            generator: source of randomness; noise is drawn on its device, then moved.
+            dtype: of the result.
+
+        Returns:
+            (n, N, d) on the device of ``spatial``.
+
+        Raises:
+            ValueError: for n < 0.
+            NotPSDError: if no circulant embedding of the kernel is positive semidefinite.
+        """
+        require_count("n", n, minimum=0)
+        out = torch.empty(n, self.seq_len, self.dim, dtype=dtype, device=self.device)
+        spatial_root, mean = symmetric_root(*self.spatial_spectrum).to(dtype), self.mean.to(dtype)
+        temporal_noise = self._circulant_noise if self._is_long() else self._dense_noise
+        for rows, noise in temporal_noise(n, generator, dtype):  # (N, rows, d)
+            frames = (noise @ spatial_root).transpose(0, 1)
+            torch.add(frames, mean, out=out[rows])
+        return out
+
+    def noised_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Score of :math:`v = a x + s z`,
+
+        .. math:: -(a^2\,\Gamma\otimes\Sigma + s^2 I)^{-1}(v - a\mu).
+
+        With :math:`\Gamma = U\Lambda U^\top` and :math:`\Sigma = W M W^\top` the solve is a
+        rotation, a division by :math:`a^2\lambda_i m_k + s^2`, and the rotation back, for any
+        mixture of levels in a batch, after one factorisation.
+
+        Args and returns: see :meth:`.KnownLaw.noised_score`.
+        """
+        key = (v.dtype, v.device)
+        if key not in self._factors:
+            self._factors[key] = self._factors_as(*key)
+        u, w, variances, mean = self._factors[key]
+        signal, noise = frames_first(signal), frames_first(noise)
+        frames = v.transpose(0, 1) - signal * mean  # (N, batch, d)
+        return -on_spectrum(u, w, frames, lambda x: x / (signal**2 * variances + noise**2))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Log-density :math:`-\tfrac12 (\|r\|^2 + \log\det(2\pi\,\Gamma\otimes\Sigma))`.
+
+        Here r is the whitened sequence, :math:`(\Gamma\otimes\Sigma)^{-1/2}(x - \mu)`.
+
+        Args:
+            x: sequences (batch, N, d).
+
+        Returns:
+            (batch,), dtype and device of x; computed in float64.
+
+        Raises:
+            ValueError: for a wrong shape or non-finite values.
+            NotPSDError: if Γ or Σ is singular to the precision in which it was given, so that no
+                density exists.
+        """
+        require_sequences("x", x, self.seq_len, self.dim)
+        require_finite("x", x)
+        (temporal_values, u), (spatial_values, w) = self.temporal_spectrum, self.spatial_spectrum
+        _require_regular("temporal", temporal_values, self.temporal_dtype)
+        _require_regular("spatial", spatial_values, self.spatial_dtype)
+        variances = torch.outer(temporal_values, spatial_values)  # (N, d)
+        rotated = u.T @ (x.to(u) - self.mean) @ w
+        log_det = variances.log().sum() + variances.numel() * math.log(2 * math.pi)
+        return (-0.5 * ((rotated**2 / variances).sum(dim=(1, 2)) + log_det)).to(x)
+
+    @lasting
+    def _factors_as(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Eigenvectors, variances (N, 1, d) and means (N, 1, d)."""
+        (temporal, u), (spatial, w) = self.temporal_spectrum, self.spatial_spectrum
+        factors = u, w, torch.outer(temporal, spatial)[:, None], self.mean[:, None]
+        return tuple(factor.to(device, dtype) for factor in factors)
+
+    def _is_long(self) -> bool:
+        return self._kernel is not None and self.seq_len >= CIRCULANT_FROM
+
+    def _temporal_name(self) -> str:
+        return "given as a matrix" if self._kernel is None else f"of {self._kernel!r}"
+
+    def _frame_means(self, mean: Tensor | None) -> Tensor:
+        if mean is None:
+            return self.spatial.new_zeros(self.seq_len, self.dim)
+        mean = as_real("mean", mean)
+        expected = (self.seq_len, self.dim)
+        if mean.shape not in ((self.dim,), expected):
+            raise ValueError(
+                f"mean must have shape {expected} or ({self.dim},), got {tuple(mean.shape)}"
+            )
+        require_finite("mean", mean)
+        return mean.to(self.spatial).expand(expected).clone()
+
+    @cached_property
+    @lasting
+    def _kernel_gram(self) -> Tensor:
+        return gram(self._kernel, self.seq_len).to(self.spatial)
+
+    def _dense_noise(
+        self, n: int, generator: torch.Generator | None, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks (N, rows, d) with covariance Γ along frames, white along the rest."""
+        root = symmetric_root(*self.temporal_spectrum).to(dtype)
+        for rows in _chunks(n, DENSE_CHUNK // (self.seq_len * self.dim)):
+            shape = (self.seq_len, (rows.stop - rows.start) * self.dim)
+            white = _normal(shape, generator, dtype, root.device)
+            # one large product: every sequence and coordinate is a column
+            yield rows, (root @ white).reshape(self.seq_len, -1, self.dim)
+
+    def _circulant_noise(
+        self, n: int, generator: torch.Generator | None, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The same by FFT: each complex transform gives two independent real sequences."""
+        amplitude = self._circulant_amplitude.to(dtype)
+        for rows in _chunks(n, CIRCULANT_CHUNK // (len(amplitude) * self.dim)):
+            columns = (rows.stop - rows.start) * self.dim
+            pairs = -(-columns // 2)
+            white = _normal((2, pairs, len(amplitude)), generator, dtype, amplitude.device)
+            path = torch.fft.fft(torch.complex(white[0], white[1]) * amplitude)
+            path = path[:, : self.seq_len]
+            noise = torch.cat([path.real, path.imag])[:columns]  # (rows * d, N)
+            yield rows, noise.T.reshape(self.seq_len, -1, self.dim)
+
+    @cached_property
+    @lasting
+    def _circulant_amplitude(self) -> Tensor:
+        """√(eigenvalue / M) of the smallest power-of-two circulant that is a covariance."""
+        half = 2 ** math.ceil(math.log2(max(self.seq_len - 1, 1)))
+        for _ in range(int(math.log2(EMBEDDING_GROWTH)) + 1):
+            values = self._kernel(torch.arange(half + 1, dtype=torch.float64, device="cpu"))
+            require_finite("the kernel's values", values)
+            eigenvalues = torch.fft.hfft(torch.complex(values, torch.zeros_like(values)))
+            if eigenvalues.min() >= -_transform_rounding(values, len(eigenvalues)):
+                break
+            half *= 2
+        else:
+            raise NotPSDError(
+                f"no circulant embedding of {self._kernel!r} up to {half} frames is positive"
+                f" semidefinite for seq_len={self.seq_len} (smallest eigenvalue"
+                f" {eigenvalues.min():.3g}); the correlation does not decay: pass"
+                " gram(kernel, seq_len) as the temporal covariance instead"
+            )
+        amplitude = (eigenvalues.clamp(min=0) / len(eigenvalues)).sqrt()
+        return amplitude.to(self.spatial.device)
+
+
+def _transform_rounding(values: Tensor, size: int) -> float:
+    r"""What rounding may do to an eigenvalue of a circulant of ``size`` rows, by its transform.
+
+    An FFT errs by :math:`7\log_2 M\,u` of the 2-norm of its result (Higham 2002, theorem 24.2),
+    :math:`\sqrt M` times that of its input; a correlation, a power and an exponential, is itself
+    taken to be off by 8 u.
+    """
+    norm = math.sqrt(2 * size) * values.norm().item()  # the first row holds every value twice
+    return (8 + 7 * math.log2(size)) * unit_roundoff(values.dtype) * norm
+
+
+def decaying_process(
+    seq_len: int,
+    dim: int,
+    lengthscale: float = 8.0,
+    exponent: float = 1.0,
+    correlation: float = 0.5,
+) -> GaussianProcess:
+    r"""The laws of the experiments: γ power-exponential, :math:`\Sigma_{ij} = \rho^{|i-j|}`, μ = 0.
+
+    Every coordinate has variance 1. Source: FDGWC Data model.
+
+    Args:
+        seq_len, dim: N and d.
+        lengthscale, exponent: ℓ and ν of :class:`.PowerExponential`.
+        correlation: ρ in (−1, 1), of neighbouring coordinates.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    require_count("dim", dim)
+    if not -1 < correlation < 1:
+        raise ValueError(f"correlation must lie in (-1, 1), got {correlation!r}")
+    spatial = toeplitz(correlation ** torch.arange(dim, dtype=torch.float64, device="cpu"))
+    return GaussianProcess(gram(PowerExponential(lengthscale, exponent), seq_len), spatial)
+
+
+def _length_for(temporal: object, seq_len: int | None) -> int:
+    if not callable(temporal):
+        raise ValueError(f"temporal must be a tensor or a kernel, got {type(temporal).__name__}")
+    if seq_len is None:
+        raise ValueError(f"a kernel needs seq_len, the number of frames; got {temporal!r} alone")
+    require_count("seq_len", seq_len)
+    return int(seq_len)
+
+
+def _require_regular(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    if values[0] <= spectrum_rounding(values, dtype):
+        raise NotPSDError(
+            f"the {name} covariance is singular to {dtype} precision (smallest eigenvalue"
+            f" {values[0]:.3g}, largest {values[-1]:.3g}), so it has no density; add a small"
+            " multiple of the identity, or ask for the density of the noised sequence"
+        )
+
+
+def _on(value: object, device: torch.device | str) -> object:
+    """A tensor, or each of several, on a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_on(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _chunks(n: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

@@ -1,0 +1,14 @@
+"""How far samples, scores, Gaussians and motions are from the truth; what memory it costs."""
+
+from .cost import MemoryMeter
+from .covariances import (
+    debiased_error,
+    lag_correlations,
+    relative_error,
+    sampling_floor,
+    spatial_covariance,
+    temporal_covariance,
+)
+from .gaussians import gaussian_kl, gaussian_w2
+from .motion import measured_motion, motion_floor, true_motion
+from .scores import coupled_ode_error, path_kl, propagated_spectrum, score_error

@@ -1,0 +1,202 @@
+r"""How far a sample, a score or a Gaussian is from the truth.
+
+**Scale.** :math:`\Gamma \otimes \Sigma = (c\,\Gamma) \otimes (\Sigma / c)` for every c > 0, so the
+factors are determined only up to a scale. Here the temporal estimate always has **mean diagonal 1**
+(a correlation, when the process is stationary) and the spatial estimate carries the variance: it is
+the average covariance of a frame. Their product estimates Γ ⊗ Σ itself; for a kernel (γ(0) = 1) the
+estimates are those of Γ and Σ as they stand.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from ..data.law import KnownLaw
+from ..data.process import GaussianProcess
+from ..diffusion.exact import ExactScore, Score
+from ..diffusion.sampler import sample, step_grid, trajectory
+from ..diffusion.schedule import alpha, half_log_snr, perturb, sigma, stratified_steps
+from ..support.validation import require_count
+from .covariances import CHUNK_VALUES, relative_error
+
+
+def score_error(
+    score: Score,
+    law: KnownLaw,
+    t: float,
+    n: int = 1024,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    r"""Relative score error :math:`E\|\hat s - s\|^2 / E\|s\|^2` over :math:`v \sim p_t`.
+
+    Args:
+        score: the score under test, called as (v, t).
+        law: of the clean sequences.
+        t: diffusion step > 0.
+        n: Monte Carlo sequences; both expectations use the same ones.
+        generator: source of randomness.
+        dtype: of the sequences handed to the score.
+
+    Returns:
+        The error; 0 for the exact score, 1 for the score that is always zero.
+
+    Raises:
+        ValueError: for a step that is not > 0, n < 1, or a score of the wrong shape.
+    """
+    require_count("n", n)
+    v, _ = perturb(law.sample(n, generator, dtype), t, generator)
+    with torch.no_grad():
+        estimate, truth = score(v, t), ExactScore(law)(v, t)
+    return relative_error(estimate, truth) ** 2
+
+
+def propagated_spectrum(
+    process: GaussianProcess,
+    steps: int,
+    method: str = "ode",
+    solver: str = "dpmpp-2m",
+    t_min: float = 0.005,
+    t_max: float = 10.0,
+    final_denoise: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""Exact variances of what a solver samples with the exact score: no Monte Carlo.
+
+    The exact score is linear, so each eigen-direction of Γ ⊗ Σ evolves alone, and its final
+    variance is the sum of its squared responses to the initial draw and to the noise of each step.
+    The responses come from running the solver itself on unit impulses.
+
+    Args:
+        process: the truth, with mean zero.
+        steps, method, solver, t_min, t_max, final_denoise: as in :func:`.sample`.
+
+    Returns:
+        Sampled and true variances, both (N, d): true are those of p at t_min, or of the clean law
+        when ``final_denoise``. The relative error of the sampled covariance is
+        ``relative_error(sampled, true)``, since both share their eigenvectors.
+
+    Accuracy: float64 rounding.
+    """
+    temporal, spatial = process.temporal_spectrum[0], process.spatial_spectrum[0]
+    score = ExactScore(GaussianProcess(temporal.diag(), spatial.diag()))
+    impulses = steps + 1 if method == "sde" else 1  # row 0: initial draw, row k + 1: step k
+
+    def impulse(step: int) -> Tensor:
+        unit = temporal.new_zeros(impulses, len(temporal), len(spatial))
+        unit[step + 1] = 1
+        return unit
+
+    grid = step_grid(steps, t_min, t_max)
+    path = trajectory(score, impulse(-1), grid, method, solver, impulse, final_denoise)
+    _t, response = deque(path, maxlen=1).pop()
+    clean = torch.outer(temporal, spatial)
+    true = clean if final_denoise else alpha(t_min) ** 2 * clean + sigma(t_min) ** 2
+    return (response**2).sum(dim=0), true
+
+
+@torch.no_grad()
+def path_kl(
+    score: Score,
+    law: KnownLaw,
+    t_min: float = 0.005,
+    t_max: float = 8.0,
+    n: int = 2048,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    r"""Path divergence per coordinate: the score error, weighed as it enters what is sampled,
+
+    .. math:: \frac{1}{2Nd}\int_{t_{min}}^{t_{max}} E\|\hat s(v_t, t) - s(v_t, t)\|^2\,dt,
+              \qquad v_t \sim p_t.
+
+    By Girsanov's theorem this is the Kullback-Leibler divergence between the paths of the backward
+    SDE with the exact score and with :math:`\hat s`, started alike, and so an upper bound on that
+    of the laws they reach at t_min (Chen et al. 2023). Where :math:`\hat s` is itself the score of
+    a noised law q, it equals :math:`KL(p_t\|q_t)` at t_min less that at t_max.
+
+    Since :math:`dt = -\sigma_t^2\, d\,\text{logSNR}`, the integral is an average over logSNR. It is
+    stratified: every sequence has a step in a stratum of its own.
+
+    Args:
+        score: the score under test, called as (v, t) with one t per sequence.
+        law: of the clean sequences.
+        t_min, t_max: range of diffusion steps.
+        n: Monte Carlo sequences.
+        generator: source of randomness.
+        dtype: of the sequences handed to the score.
+
+    Returns:
+        The divergence in nats per coordinate; 0 for the exact score.
+
+    Raises:
+        ValueError: for n < 1, steps out of order, or a score of the wrong shape.
+
+    Accuracy: a standard error of about 2 % at the default n for N·d = 128; it falls as
+    :math:`n^{-1/2}`.
+    """
+    steps = stratified_steps(n, t_min, t_max, generator)
+    exact, total = ExactScore(law), 0.0
+    for t in steps.split(max(1, CHUNK_VALUES // (law.seq_len * law.dim))):
+        x = law.sample(len(t), generator, dtype)
+        v, _ = perturb(x, t.to(x.device), generator)
+        estimate, truth = score(v, t.to(v.device)), exact(v, t.to(v.device))
+        if estimate.shape != truth.shape:
+            expected, given = tuple(truth.shape), tuple(estimate.shape)
+            raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")
+        squares = (estimate - truth).double().square().mean(dim=(1, 2))
+        total += (sigma(t).to(squares) ** 2 * squares).sum().item()
+    return (half_log_snr(t_min) - half_log_snr(t_max)) * total / n
+
+
+def coupled_ode_error(
+    score: Score,
+    law: KnownLaw,
+    n: int = 48,
+    steps: int = 50,
+    t_min: float = 0.005,
+    t_max: float = 10.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    r"""Relative root mean square difference of what a score and the exact score make of one noise,
+
+    .. math:: \left(E\|\hat x - x\|^2 / E\|x\|^2\right)^{1/2},
+
+    where :math:`\hat x` and x solve the probability-flow ODE from the same draw. The numerator
+    bounds the squared Wasserstein-2 distance of the two sampled laws, because it is the cost of one
+    coupling; and the coupling takes away the sampling noise, so that few sequences are enough.
+
+    Args:
+        score: the score under test, called as (v, t).
+        law: of the clean sequences.
+        n: Monte Carlo sequences.
+        steps, t_min, t_max: as in :func:`.sample`, with DPM-Solver++(2M) and a final
+            denoising step.
+        generator: source of randomness; by default a fixed one.
+        dtype: of the sequences.
+
+    Returns:
+        The error; 0 for the exact score.
+
+    Raises:
+        ValueError: for sizes out of range, or a score of the wrong shape.
+        FloatingPointError: if the learned ODE leaves the range of floating point.
+
+    Accuracy: the difference between two draws of the default n is about 5 %.
+    """
+    require_count("n", n)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    start = generator.get_state()
+    results = []
+    for each in (score, ExactScore(law)):
+        generator.set_state(start)
+        results.append(
+            sample(
+                each, n, law.seq_len, law.dim, steps=steps, t_min=t_min, t_max=t_max,
+                generator=generator, dtype=dtype, device=law.device, show_progress=False,
+            )
+        )  # fmt: skip
+    return relative_error(*results)

@@ -1,0 +1,6 @@
+"""Networks that are trained: the diffusion transformer, its baselines, learned iterations."""
+
+from .baselines import UNet1d
+from .dit import DiT
+from .learned import LearnedSteps
+from .polynomial import with_polynomial_attention

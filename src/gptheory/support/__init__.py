@@ -1,0 +1,1 @@
+"""What every room stands on: checks, draws, precision, rounding, spectra, files, progress."""

@@ -1,0 +1,260 @@
+"""Training a score network, in runs that survive being killed.
+
+Where the exact score of the data is known, a run can watch its exact score error instead of its
+loss, whose floor is not zero.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..data.law import KnownLaw, Law
+from ..diffusion.exact import ExactScore
+from ..measures.scores import score_error
+from ..support.draws import TorchDraws
+from ..support.files import digest, to_json
+from ..support.precision import without_autocast
+from ..support.validation import require_count, require_finite, require_sequences
+from ..support.wrappers import plain_name, uncompiled
+from .config import TrainConfig, TrainingDivergedError, TrainResult
+from .objective import matching_loss, matching_steps
+
+EVALUATION_SEED = 2**31 - 1  # every evaluation of every run draws the same sequences
+
+
+class Training:
+    """The state of a run: iterate over it to train, save it, restore it.
+
+    Args:
+        model: any module called as (v, t) that returns a score, compiled or not; trained in place.
+        data: a training set, sequences (n, N, d) drawn from with replacement, or a
+            :class:`.Law` that supplies fresh ones.
+        config: see :class:`.TrainConfig`.
+        law: of the data, for evaluations, where its exact score is known; ``data`` itself if that
+            is such a law.
+
+    Attributes:
+        model, average: the network as trained, and with averaged weights (never compiled).
+        step: updates done.
+
+    Raises:
+        ValueError: for data of the wrong shape or not finite, a model made for other sizes, or one
+            without trainable weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Tensor | Law,
+        config: TrainConfig,
+        law: KnownLaw | None = None,
+    ) -> None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("the model has no trainable weights; call model.requires_grad_()")
+        self.dtype, self.device = trainable[0].dtype, trainable[0].device
+        if law is None and isinstance(data, KnownLaw):
+            law = data
+        self.data = at_home(data, self.dtype, self.device)
+        self.law = None if law is None else ExactScore(law).law.to(self.device)  # or raises
+        require_fitting(model, self.data)
+        self.model, self.config = model, config
+        self.average = copy.deepcopy(uncompiled(model)).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            trainable, config.learning_rate, config.betas, weight_decay=config.weight_decay,
+            fused=True,
+        )  # fmt: skip
+        self.generator = torch.Generator(self.device).manual_seed(int(config.seed))  # or numpy's
+        self.draws = TorchDraws(int(config.seed), self.device)
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
+        self._unread: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        """Updates left."""
+        return self.config.steps - self.step
+
+    def __iter__(self) -> Iterator[int]:
+        """Train: yields the number of updates done, after each.
+
+        Raises:
+            TrainingDivergedError: when the loss is not finite, at the next row of the history.
+        """
+        self.model.train()
+        while self.step < self.config.steps:
+            start = time.perf_counter()
+            self._unread.append(self._update())
+            self.step += 1
+            last = self.step == self.config.steps
+            if last or self.step % self.config.log_every == 0:
+                self._log()
+            self.seconds += time.perf_counter() - start
+            every = self.config.evaluate_every
+            if last or (every and self.step % every == 0):
+                self._evaluate()
+            yield self.step
+
+    def require_finite(self) -> None:
+        """Read the losses that have not been read yet.
+
+        Raises:
+            TrainingDivergedError: if one of them, or the norm of its gradient, is not finite.
+        """
+        if not self._unread:
+            return
+        values = torch.stack([torch.stack(pair) for pair in self._unread])  # (steps, 2)
+        bad = (~torch.isfinite(values)).any(dim=1).nonzero()
+        if len(bad):
+            at = self.step - len(values) + int(bad[0])
+            loss, norm = values[int(bad[0])].tolist()
+            raise TrainingDivergedError(
+                f"training diverged at step {at + 1} of {self.config.steps}: loss {loss:.3g},"
+                f" gradient norm {norm:.3g}; lower the learning rate"
+                f" ({self.config.learning_rate:g}) or check the data"
+            )
+
+    def result(self) -> TrainResult:
+        """The run so far."""
+        return TrainResult(
+            self.average,
+            pd.DataFrame(self.history, columns=HISTORY),
+            pd.DataFrame(self.evaluations, columns=EVALUATIONS),
+            self.seconds,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to continue this run: configuration, model, data."""
+        shapes = {name: list(value.shape) for name, value in _weights(self.model).items()}
+        count = sum(math.prod(shape) for shape in shapes.values())
+        return json.loads(
+            to_json(
+                {
+                    **asdict(self.config),
+                    **architecture(self.model),
+                    "set of weights": f"{count} of {self.dtype}, {digest(shapes)[:12]}",
+                    "data": self._data_name,
+                    "device": self.device.type,
+                }
+            )
+        )
+
+    @cached_property
+    def _data_name(self) -> str:
+        data = self.data
+        if isinstance(data, Tensor):
+            return f"{len(data)} sequences, {digest(data)[:12]}"
+        return f"{data}, {digest(*data.parts)[:12]}"
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        config = self.config
+        x = draw_batch(self.data, config.batch_size, self.generator, self.dtype)
+        t = matching_steps(len(x), config.times, config.t_min, config.t_max, self.generator)
+        self.optimiser.zero_grad()
+        with self.draws:  # backward() too: what is computed again there must draw the same
+            loss = matching_loss(self.model, x, t, self.generator, config.weight)
+            with without_autocast():
+                loss.backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimiser.step()
+        torch.clear_autocast_cache()  # of weights as they were before
+        decay = config.ema_decay_at(self.step)
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+            for own, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                own.copy_(value)  # statistics of the data, say, are no weights: the last ones count
+        return loss.detach(), norm
+
+    def _log(self) -> None:
+        self.require_finite()
+        loss, norm = torch.stack([torch.stack(pair) for pair in self._unread]).mean(dim=0).tolist()
+        rate = self.config.learning_rate_at(self.step - 1)
+        row = (self.step, self.seconds, rate, loss, norm)
+        self.history.append(dict(zip(HISTORY, row, strict=True)))
+        self._unread.clear()
+
+    def _evaluate(self) -> None:
+        if self.law is None:
+            return
+        for t in self.config.evaluate_at:
+            generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+            with TorchDraws(EVALUATION_SEED, self.device):
+                error = score_error(
+                    self.average, self.law, t, self.config.evaluate_n, generator, self.dtype
+                )
+            self.evaluations.append(dict(zip(EVALUATIONS, (self.step, t, error), strict=True)))
+
+
+HISTORY = ["step", "seconds", "learning_rate", "loss", "grad_norm"]
+EVALUATIONS = ["step", "t", "score_error"]
+
+
+def architecture(model: nn.Module) -> dict[str, Any]:
+    """What shapes of weights do not say: kind and settings of every part, and what is frozen.
+
+    Settings are a part's ``config``, or what its ``repr`` shows.
+    """
+    parts = {  # of a compiled module and what it was made from, the second has the last word
+        f"model.{plain_name(name)}".rstrip("."): [
+            type(part).__qualname__,
+            getattr(part, "config", None) or part.extra_repr(),
+        ]
+        for name, part in model.named_modules()
+    }
+    frozen = [
+        plain_name(name) for name, weight in model.named_parameters() if not weight.requires_grad
+    ]
+    return {**parts, "list of frozen weights": frozen}
+
+
+def draw_batch(
+    data: Tensor | Law, size: int, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Sequences (size, N, d) for one update: rows with replacement, or fresh from a law."""
+    if not isinstance(data, Tensor):
+        return data.sample(size, generator, dtype)
+    return data[torch.randint(len(data), (size,), generator=generator, device=data.device)]
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and persistent buffers by name, each tensor once even where blocks share it."""
+    kept = model.state_dict().keys()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {plain_name(name): value for name, value in tensors if name in kept}
+
+
+def at_home(data: Tensor | Law, dtype: torch.dtype, device: torch.device) -> Tensor | Law:
+    """Data on the device of a model; sequences in the dtype of its weights.
+
+    Raises:
+        ValueError: for sequences of a wrong shape, none, or values that are not finite.
+    """
+    if isinstance(data, Law):
+        return data.to(device)
+    require_sequences("data", data)
+    require_count("the number of sequences in data", len(data))
+    require_finite("data", data)
+    return data.to(device, dtype)
+
+
+def require_fitting(model: nn.Module, data: Tensor | Law) -> None:
+    """Raise if the model says that it is for sequences of another size."""
+    sizes = data.shape[1:] if isinstance(data, Tensor) else (data.seq_len, data.dim)
+    for name, size in zip(("seq_len", "dim"), sizes, strict=True):
+        expected = getattr(model, name, None)
+        if expected is not None and expected != size:
+            raise ValueError(f"the model is for {name}={expected}, the data have {name}={size}")

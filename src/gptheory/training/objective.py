@@ -1,0 +1,105 @@
+r"""Denoising score matching: the loss, and the law of the diffusion steps it is averaged over.
+
+.. math:: \min_{\hat s}\; E\left[w(t)\,\|\hat s(v_t, t) + z/\sigma_t\|^2\right], \qquad
+          v_t = \alpha_t x + \sigma_t z.
+
+Given v_t, the mean of :math:`-z/\sigma_t` is the score; so the score is the minimiser, whatever the
+weight w > 0 and the law of t (Vincent 2011). They decide how fast one gets there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..diffusion.exact import Score
+from ..diffusion.schedule import half_log_snr, levels, perturb, step_at, stratified_steps
+from ..support.validation import require_count, require_range
+
+TIMES = ("logsnr", "uniform", "normal")
+WEIGHTS = ("velocity", "noise")
+NORMAL_TIMES = (1.0, 2.0)  # mean and standard deviation of logSNR
+
+
+def matching_loss(
+    score: Score,
+    x: Tensor,
+    t: float | Tensor,
+    generator: torch.Generator | None = None,
+    weight: str = "velocity",
+) -> Tensor:
+    r"""Monte Carlo estimate of the loss, :math:`w(t)\,\|\hat s(v_t, t) + z/\sigma_t\|^2 / (Nd)`.
+
+    Args:
+        score: the score to be trained, called as (v, t).
+        x: clean sequences (batch, N, d).
+        t: diffusion step, a number or one per sequence (batch,).
+        generator: source of the noise z.
+        weight: w(t), ``"velocity"``, :math:`\sigma_t^2/\alpha_t^2`, for which the loss is the
+            squared error of :math:`\sigma_t x - \alpha_t z`; or ``"noise"``, :math:`\sigma_t^2`,
+            for which it is that of z (and, averaged uniformly over logSNR, the likelihood's).
+
+    Returns:
+        A number, differentiable in the weights of the score. Its minimum is not 0: z cannot be
+        known from v_t.
+
+    Raises:
+        ValueError: for a wrong shape, a step that is not finite and > 0, or an unknown weight.
+    """
+    v, noise = perturb(x, t, generator)
+    return matching_error(score(v, t), noise, t, weight).square().mean()
+
+
+def matching_error(score: Tensor, noise: Tensor, t: float | Tensor, weight: str) -> Tensor:
+    r"""The residual whose mean square is the loss, :math:`\sqrt{w(t)}\,(\hat s + z/\sigma_t)`.
+
+    Args:
+        score, noise: :math:`\hat s(v_t, t)` and z, (batch, N, d).
+        t, weight: as in :func:`matching_loss`.
+
+    Raises:
+        ValueError: for an unknown weight.
+    """
+    if weight not in WEIGHTS:
+        raise ValueError(f"weight must be one of {WEIGHTS}, got {weight!r}")
+    signal_level, noise_level = levels(t, score)
+    error = noise_level * score + noise
+    return error / signal_level if weight == "velocity" else error
+
+
+def matching_steps(
+    n: int,
+    law: str,
+    t_min: float,
+    t_max: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Diffusion steps of a batch.
+
+    Args:
+        n: how many.
+        law: ``"logsnr"``, uniform in logSNR; ``"uniform"``, uniform in t; both stratified over the
+            batch; or ``"normal"``, logSNR ~ N(1, 2²), clipped to the range.
+        t_min, t_max: their range.
+        generator: source of randomness; its device is the result's.
+
+    Returns:
+        (n,) in float64.
+
+    Raises:
+        ValueError: for n < 1, an unknown law, or unless 0 < t_min < t_max.
+    """
+    if law not in TIMES:
+        raise ValueError(f"law must be one of {TIMES}, got {law!r}")
+    require_count("n", n)
+    require_range(t_min, t_max)
+    if law == "logsnr":
+        return stratified_steps(n, t_min, t_max, generator)
+    device = "cpu" if generator is None else generator.device
+    draw = {"generator": generator, "dtype": torch.float64, "device": device}
+    if law == "uniform":
+        strata = (torch.arange(n, device=device) + torch.rand(n, **draw)) / n
+        return t_min + (t_max - t_min) * strata
+    mean, deviation = NORMAL_TIMES
+    log_snr = mean + deviation * torch.randn(n, **draw)
+    return step_at((log_snr / 2).clamp(half_log_snr(t_max), half_log_snr(t_min)))

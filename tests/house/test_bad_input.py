@@ -1,0 +1,382 @@
+"""Bad input gets one clear error that names both sides: what was given, and what is expected.
+
+What is spoilt are calls that the tour of the API makes (tools/api_tour.py): each public callable
+that is handed a tensor of floating point there is called again with that tensor turned into
+integers, into complex numbers, with a NaN in it, or on another device. The tables below say what
+must then happen; an argument that is in none of them is noticed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import api_tour
+import pytest
+import torch
+from strategies import DEVICES, covariance, seeded
+from torch import Tensor
+
+from gptheory.attention import poly_attention, positions
+from gptheory.data import GaussianMixture, GaussianProcess, decaying_process, kernels
+from gptheory.diffusion import ExactScore, schedule
+from gptheory.latent import SubspaceData, random_basis, subspace
+from gptheory.latent.errors import sliced_distance
+from gptheory.measures import gaussian_kl, gaussian_w2, relative_error, temporal_covariance
+from gptheory.networks import DiT
+from gptheory.probing import maps
+from gptheory.support.validation import require_floating, require_one_device, require_real
+from gptheory.training import TrainConfig, fit_ensemble
+from gptheory.training.ensemble import Member
+
+# ---- kinds of bad input -------------------------------------------------------------------------
+
+
+def with_nan(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    x.view(-1)[0] = float("nan")
+    return x
+
+
+SPOILT: dict[str, Callable[[Tensor], Tensor]] = {
+    "integers": lambda x: x.round().long(),
+    "complex": lambda x: x.to(torch.complex128),
+    "nan": with_nan,
+    "device": lambda x: x.to("meta"),
+}
+EXPECTED = {
+    "integers": r"must be a floating-point.*got a tensor of torch\.int64; pass .*\.float\(\)",
+    "complex": r"must be (a floating-point|real).*got a tensor of torch\.complex128; .*\.real",
+    "nan": r"(must be( all)?|lie) (finite|in \[-1, 1\]).*got .*[Nn]a[Nn]",
+    "device": r"must be on one device, got .*(on cpu.*on meta|on meta.*on cpu)",
+}
+
+# ---- what is refused where ----------------------------------------------------------------------
+
+# lags, steps, and what stands for them: integers count as float64
+NUMBERS = """
+    kernels.Kernel.__call__ lag; positions.embedding_distance lag; kernels.toeplitz values;
+    schedule.alpha t; schedule.sigma t; schedule.half_log_snr t; schedule.step_at half_log_snr;
+    diffusion.floating_step t; precondition.Clock.forward t; transformer.StepFeatures.forward t;
+    transformer.Lift.forward t; matching.matching_error t; diffusion.levels t;
+    validation.require_real values; validation.as_real values; validation.as_floating values
+"""
+# steps that are looked at, where they lie on the CPU
+STEPS = """
+    diffusion.perturb t; matching.matching_loss t; unroll.UnrolledScore.extremes t;
+    unroll.UnrolledScore.limit t; unroll.UnrolledScore.condition_number t;
+    validation.require_step t; structured.LearnedSteps.coefficients t;
+    latent.LatentScore.forward t; latent.FullScore.forward t; unroll.UnrolledScore.filtered t;
+    score.ExactScore.__call__ t; unroll.UnrolledScore.__call__ t; structured.WienerScore.__call__ t;
+    structured.LearnedSteps.forward t; structured.LearnedCovariance.forward t
+"""
+# covariances, means, what is compared: integers convert exactly
+MATRICES = """
+    process.GaussianProcess.__init__ temporal; process.GaussianProcess.__init__ spatial;
+    process.GaussianProcess.__init__ mean; mixture.GaussianMixture.__init__ covariance;
+    kernels.truncate gram; kernels.taper gram; unroll.band gram;
+    validation.require_symmetric matrix;
+    gaussians.gaussian_kl cov_p; gaussians.gaussian_kl cov_q; gaussians.gaussian_kl mean_p;
+    gaussians.gaussian_w2 cov_p; gaussians.gaussian_w2 cov_q; gaussians.gaussian_w2 mean_p;
+    gaussians.gaussian_tv_bounds cov_p; gaussians.gaussian_tv_bounds cov_q;
+    gaussians.gaussian_tv_bounds mean_p; metrics.relative_error estimate;
+    metrics.relative_error truth; metrics.temporal_covariance mean; video.uniform_correlation gamma
+"""
+# sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
+SEQUENCES = """
+    score.ExactScore.__call__ v; score.denoise v; unroll.UnrolledScore.__call__ v;
+    unroll.UnrolledScore.iterates v; unroll.UnrolledScore.limit v;
+    structured.WienerScore.__call__ v;
+    structured.LearnedSteps.forward v; structured.LearnedCovariance.forward v;
+    precondition.ScoreNetwork.forward v; transformer.ScoreTransformer.forward v;
+    transformer.ScoreTransformer.states v; unroll.UnrolledScore.filtered v;
+    latent.SubspaceData.encode v;
+    latent.SubspaceData.decode h; latent.SubspaceData.split v; latent.LatentScore.forward v;
+    latent.FullScore.forward v; diffusion.perturb x; diffusion.normal_like x; diffusion.levels v;
+    matching.matching_loss x; sample.trajectory v; sample.restart x; probe.record v;
+    probe.Edited.__call__ v; maps.denoiser_jacobian v; probing.shuffled_frames x;
+    video.LatentMap.decode latents;
+    video.LatentMap.pixel_covariance covariance; video.Digits.recentred frames;
+    video.Digits.recentred centres; exppoly.ExpPolynomial.__call__ s;
+    validation.require_sequences x; validation.require_floating x
+"""
+# data that laws, estimators, metrics and training are made of
+DATA = """
+    process.GaussianProcess.log_prob x; mixture.GaussianMixture.__init__ means;
+    metrics.temporal_covariance x; metrics.spatial_covariance x; metrics.lag_correlations temporal;
+    structured.WienerScore.__init__ x; structured.kronecker_mle x; structured.toeplitz_moments x;
+    train.fit data; train.Training.__init__ data; train.at_home data;
+    latent.SubspaceData.__init__ basis; latent.require_orthonormal basis;
+    latent.principal_angles a; latent.principal_angles b; subspace.subspace_error a;
+    subspace.subspace_error b; latent.principal_subspace x; latent_metrics.orthogonal_energy x;
+    latent_metrics.sliced_distance x; latent_metrics.sliced_distance y;
+    latent_metrics.expected_pca_error variances; maps.denoising_operator covariance;
+    maps.off_diagonal_correlation maps; maps.off_diagonal_correlation target; maps.explained maps;
+    maps.explained target; maps.mean_lag maps; maps.contrast maps; maps.lag_profile maps;
+    finetune.toeplitz_defect maps; video.Ball.render centres; video.Ball.locate frames;
+    video.Digits.__init__ images; video.Digits.render centres; video.Digits.locate frames;
+    video.LatentMap.fit frames; video.LatentMap.encode frames; video.GaussianTwin.__init__ x;
+    video.measured_motion paths
+"""
+# several tensors that nothing moves
+TOGETHER = """
+    polyattention.poly_attention q; polyattention.poly_attention k; polyattention.poly_attention v;
+    polyattention.attention_gradient left; polyattention.attention_gradient right;
+    polyattention.attention_gradient weight; polyattention.attention_gradient values;
+    polyattention.attention_gradient target; polyattention.exact_attention_gradient left;
+    polyattention.exact_attention_gradient right; polyattention.exact_attention_gradient weight;
+    polyattention.exact_attention_gradient values; polyattention.exact_attention_gradient target
+"""
+# the same, where a NaN comes out as a NaN
+REFERENCES = """
+    growth.softmax_attention q; growth.softmax_attention k; growth.softmax_attention v;
+    polyattention.logit_bound q; polyattention.logit_bound k
+"""
+RULES = {
+    NUMBERS: ["complex"],
+    STEPS: ["complex", "nan"],
+    MATRICES: ["complex", "nan"],
+    SEQUENCES: ["integers", "complex"],
+    DATA: ["integers", "complex", "nan"],
+    TOGETHER: ["integers", "complex", "nan", "device"],
+    REFERENCES: ["integers", "complex", "device"],
+    "validation.require_finite values": ["nan"],
+}
+REFUSED = {
+    tuple(each.split()): kinds for names, kinds in RULES.items() for each in names.split(";")
+}
+# By module or class. Layers see what their network has checked, torch refuses the rest and names
+# both sides; so do their weights, which constructions write.
+INNER = {
+    "dit": "layers", "unet": "layers", "precondition": "layers", "transformer": "layers",
+    "polydit": "layers", "heads": "weights", "blueprint": "weights", "assembly": "weights",
+    "subspaces": "weights", "spectra": "linear algebra on matrices that were checked",
+    "drawing": "pictures", "plotting": "pictures", "unroll.as_level": "a change of shape",
+    "process.GaussianProcess.noised_score": "what ExactScore has checked",
+    "mixture.GaussianMixture.noised_score": "what ExactScore has checked",
+    "latent.SubspaceData.noised_score": "what ExactScore has checked",
+    "polyattention.monomials": "products", "matching.matching_error": "sums of squares",
+    "train.draw_batch": "rows of checked data", "train.require_fitting": "looks at shapes",
+    "ensemble.Member": "a record, checked by fit_ensemble", "probe.Seen": "a record",
+    "rounding": "sizes of rounding", "validation.require_values": "looks at the device",
+    "video.Found": "a record", "video.LatentMap.__init__": "a record",
+}  # fmt: skip
+
+
+# ---- the calls ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a public callable, with its arguments by name."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    def again(self, **changed: Any) -> None:
+        """Make it once more, to the end."""
+        result = self.function(**self.arguments | changed)
+        if inspect.isgenerator(result):
+            list(result)
+
+
+def resolved(name: str, arguments: dict[str, Any]) -> Call:
+    """The callable behind a documented name, bound as it was."""
+    module, *path = name.split(".")
+    found = importlib.import_module(f"gptheory.{module}")
+    own = arguments.pop("self", None)
+    arguments.pop("cls", None)
+    if path[-1] == "__init__":
+        return Call(type(own), arguments)
+    if own is not None:
+        return Call(getattr(own, path[-1]), arguments)
+    for part in path:
+        found = getattr(found, part)
+    return Call(found, arguments)
+
+
+@contextmanager
+def recorded(calls: dict[tuple[str, str], Call]) -> Iterator[None]:
+    """Keeps the first call in which an argument is a tensor of floating point."""
+    names = {id(code): name for name, code in api_tour.documented().items()}
+
+    def note(frame: FrameType, _event: str, _argument: object) -> None:
+        name = names.get(id(frame.f_code), "").removeprefix("gptheory.")
+        given = given_to(frame.f_code, frame.f_locals) if name else {}
+        for each, value in given.items():
+            spoilable = isinstance(value, Tensor) and value.is_floating_point()
+            if spoilable and (name, each) not in calls:
+                calls[name, each] = resolved(name, dict(given))
+
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def given_to(code: CodeType, values: dict[str, Any]) -> dict[str, Any]:
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return {name: values[name] for name in names if name in values}
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[tuple[str, str], Call]:
+    """All that the tour hands to the API, but for studies: they make their data themselves."""
+    found: dict[tuple[str, str], Call] = {}
+    for stop in api_tour.stops():
+        if stop.compare or not stop.visit.__module__.endswith("studies"):
+            with recorded(found):
+                stop.visit(torch.device("cpu"), torch.float64)
+    return found
+
+
+def is_inner(name: str) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in INNER)
+
+
+def test_every_tensor_of_the_tour_has_a_rule(calls):
+    print(f"{len(calls)} arguments of {len({name for name, _ in calls})} callables,"
+          f" {len(REFUSED)} with rules")  # fmt: skip
+    assert [key for key in calls if key not in REFUSED and not is_inner(key[0])] == []
+    assert [key for key in REFUSED if key not in calls] == []
+    unused = [
+        each for each in INNER if not any(k == each or k.startswith(f"{each}.") for k, _ in calls)
+    ]
+    assert unused == []
+
+
+CASES = [(*key, kind) for key, kinds in REFUSED.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(("name", "argument", "kind"), CASES)
+def test_one_error_names_both_sides(name, argument, kind, calls):
+    call = calls[name, argument]
+    spoilt = SPOILT[kind](call.arguments[argument].detach())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call.again()  # as it was
+    with pytest.raises(ValueError, match=EXPECTED[kind]) as caught:
+        call.again(**{argument: spoilt})
+    assert caught.value.__cause__ is None and len(str(caught.value)) < 300
+
+
+# ---- what the tour has no call for --------------------------------------------------------------
+
+
+def test_members_of_an_ensemble_are_refused_as_data_are():
+    network = DiT(2, 4, 8, 2, 1, generator=seeded(0))
+    good = torch.zeros(3, 4, 2)
+    for kind in ("integers", "complex", "nan"):
+        members = [Member(network, good, 0), Member(network, SPOILT[kind](good), 1)]
+        with pytest.raises(ValueError, match=EXPECTED[kind]):
+            fit_ensemble(members, TrainConfig(steps=1, batch_size=2))
+
+
+def test_integers_get_a_hint_and_complex_numbers_another():
+    with pytest.raises(ValueError, match=r"pass x\.float\(\) or \.double\(\)"):
+        require_floating("x", torch.ones(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"a floating-point tensor \(n,\), got .*take its \.real"):
+        require_floating("x", torch.ones(2, dtype=torch.complex64), "(n,)")
+    with pytest.raises(ValueError, match=r"got list$"):
+        require_floating("x", [1.0])
+    with pytest.raises(ValueError, match=r"must be real, got a tensor of torch\.complex64.*\.real"):
+        require_real("x", torch.ones(2, dtype=torch.complex64))
+
+
+def test_devices_are_named_with_whose_they_are():
+    a, b = torch.ones(2), torch.ones(2, device="meta")
+    require_one_device(a=a, b=a)
+    require_one_device(b=b)
+    message = "a, b, c must be on one device, got a on cpu, b on meta, c on cpu"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        require_one_device(a=a, b=b, c=a)
+
+
+# ---- what is no bad input -----------------------------------------------------------------------
+
+
+def test_integer_covariances_and_means_convert_exactly():
+    whole, mean = torch.tensor([[2, 1], [1, 3]]), torch.tensor([1, -2])
+    law = GaussianProcess(whole, whole, mean)
+    same = GaussianProcess(whole.double(), whole.double(), mean.double())
+    assert torch.equal(law.covariance(), same.covariance()) and torch.equal(law.mean, same.mean)
+    eye = torch.eye(2, dtype=torch.float64)
+    for distance in (gaussian_kl, gaussian_w2):
+        assert distance(whole, eye, mean) == distance(whole.double(), eye, mean.double())
+    means = torch.tensor([[[1.0, 2.0]]])
+    mixtures = [GaussianMixture(means, each) for each in (whole, whole.double())]
+    assert torch.equal(*(each.covariance() for each in mixtures))
+    x = decaying_process(3, 2).sample(5, seeded(0), torch.float64)
+    assert torch.equal(temporal_covariance(x, mean), temporal_covariance(x, mean.double()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        kernels.Matern(2.0, 1.5), lambda lag: positions.embedding_distance(lag, 9.0),
+        schedule.alpha, schedule.sigma, schedule.half_log_snr, schedule.step_at,
+    ],
+)  # fmt: skip
+def test_integer_lags_and_steps_count_as_float64(function):
+    whole = torch.tensor([1, 2, 5])
+    assert torch.equal(function(whole), function(whole.double()))
+    assert function(whole).dtype == torch.float64
+
+
+EYE = torch.eye(2, dtype=torch.float64)
+DRAWN = decaying_process(2, 2).sample(9, seeded(0), torch.float64)
+MAPS = torch.rand(3, 2, 2, generator=seeded(1), dtype=torch.float64)
+FOLLOWS: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
+    "Γ of a process": (lambda a, b: GaussianProcess(b, a).covariance(), EYE, 2 * EYE),
+    "mean of a process": (lambda a, b: GaussianProcess(a, a, b).mean, EYE, EYE[0]),
+    "mixture": (lambda a, b: GaussianMixture(a, b).covariance(), MAPS[:, :1], EYE),
+    "mean": (lambda a, b: temporal_covariance(a, b), DRAWN, EYE[0]),
+    "estimate": (lambda a, b: relative_error(b, a), EYE, 2 * EYE),
+    "covariances": (gaussian_kl, EYE, 2 * EYE),
+    "bases": (subspace.subspace_error, EYE[:, :1], EYE[:, 1:]),
+    "samples": (lambda a, b: sliced_distance(a, b, 8, seeded(2)), DRAWN, 2 * DRAWN),
+    "target": (maps.off_diagonal_correlation, MAPS, MAPS[0]),
+    "heads": (lambda a, b: maps.explained(b, a), MAPS, MAPS[0]),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_the_second_tensor_follows_the_first(name, device):
+    """To and from an accelerator, where there is one or one is pretended (make test-devices)."""
+    function, a, b = FOLLOWS[name]
+    truth = torch.as_tensor(function(a, b))
+    for first, second in ((a.to(device), b), (a, b.to(device))):
+        found = torch.as_tensor(function(first, second))
+        assert found.device == first.device or not found.ndim  # or a number
+        assert torch.allclose(found.to("cpu"), truth)
+
+
+def test_what_a_score_knows_follows_the_sequences():
+    """A device that holds no numbers takes what comes to it."""
+    data = SubspaceData(random_basis(6, 4, seeded(0)), decaying_process(2, 2))
+    elsewhere = torch.zeros(3, 1, 6, dtype=torch.float64, device="meta")
+    assert data.encode(elsewhere).device.type == "meta"
+    assert ExactScore(data)(elsewhere, 0.5).device.type == "meta"
+
+
+def test_a_nan_among_the_values_of_attention_is_found_whatever_the_chunk():
+    q, k, v = torch.randn(3, 600, 2, generator=seeded(0), dtype=torch.float64)
+    v[571, 1] = float("inf")
+    for chunk in (64, 1000):
+        with pytest.raises(ValueError, match="v must be finite, got 1 NaN or infinite"):
+            poly_attention(q / 4, k / 4, v, 4, chunk=chunk)
+
+
+def test_asymmetry_is_told_after_kind():
+    with pytest.raises(ValueError, match="must be real"):
+        GaussianProcess(covariance(3) + 1j * torch.eye(3), torch.eye(2))
