@@ -83,6 +83,7 @@ lint: $(INSTALLED) ## style, formatting, notebooks in normal form, generated pag
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PY) tools/normalise_notebooks.py --check
+	$(PY) tools/house.py --check
 	$(PY) tools/ledger.py --check
 	$(PY) tools/status.py --check
 	$(PY) tools/chapter_map.py --check

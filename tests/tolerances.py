@@ -5,7 +5,7 @@
 - *float32*: a float32 result beside its float64 truth. Ten times torch's default for float32.
 - *statistical*: an average of n random numbers beside its expectation. Five standard errors.
 
-A bound that a theorem gives has a floor of rounding instead, ``gptheory.support.rounding.gamma`` of the
+A bound that a theorem gives has a floor of rounding instead, ``support.rounding.gamma`` of the
 number of operations times a magnitude, derived where it stands.
 
 *Bit for bit* is claimed of the same code on the same shapes in one process only: a call repeated, a

@@ -1,8 +1,8 @@
 """A tour of the whole public API: every documented function and method, in situations users meet.
 
 Each stop (tools/tour) takes a device and a dtype and returns named numbers, the same on every
-device. tests/test_api_tour.py takes the tour on the CPU and measures what was called;
-tests/test_pretend_device.py and tools/check_gpu.py compare another device with the CPU.
+device. tests/house/test_devices_tour.py takes the tour on the CPU and measures what was called;
+tests/house/test_pretend_device.py and tools/check_gpu.py compare another device with the CPU.
 
     python tools/api_tour.py --device cuda --dtype float32
 """

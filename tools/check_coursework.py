@@ -9,7 +9,7 @@ For every set that tools/build_coursework.py made:
 - graded by `otter run`, the reference solution earns every point and the blank version none;
 - so do notebooks that are handed in with wrong answers: each of NAME.toml earns exactly the points
   that are planned for it. The k-th notebook has the k-th wrong answer to every question, which is
-  fair because questions do not use each other's code (tests/test_coursework.py sees to it).
+  fair because questions do not use each other's code (tests/book/test_coursework.py sees to it).
 """
 
 from __future__ import annotations

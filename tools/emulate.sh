@@ -4,7 +4,7 @@
 #     tools/emulate.sh [PROCESSOR [pytest's arguments]]
 #     tools/emulate.sh                 # EPYC, Haswell, Skylake-Client and Nehalem, one after another
 #     tools/emulate.sh Haswell
-#     tools/emulate.sh EPYC tests/test_gaussians.py -k singular
+#     tools/emulate.sh EPYC tests/measures/test_gaussians.py -k singular
 #
 # BLAS, LAPACK and torch choose their kernels by the processor they find, and sums change with the
 # kernels. QEMU's user emulation shows the Python of .venv (or $PYTHON) the processor that is named
@@ -18,12 +18,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
 checks=(
-    tests/test_ensemble.py::test_who_else_is_in_the_ensemble_does_not_matter
-    tests/test_polyattention.py::test_bound_is_attained_by_the_worst_input_and_never_passed
-    tests/test_complexity.py::test_slopes_of_a_power_law
-    tests/test_latent_metrics.py::test_sliced_distance_of_shifted_samples
-    tests/test_gaussians.py
-    tests/test_seeds.py
+    tests/training/test_ensemble.py::test_who_else_is_in_the_ensemble_does_not_matter
+    tests/attention/test_polynomial.py::test_bound_is_attained_by_the_worst_input_and_never_passed
+    tests/studies/test_fig4a.py::test_slopes_of_a_power_law
+    tests/latent/test_errors.py::test_sliced_distance_of_shifted_samples
+    tests/measures/test_gaussians.py
+    tests/house/test_seeds.py
 )
 
 qemu=$(command -v qemu-x86_64 || command -v qemu-x86_64-static) || {

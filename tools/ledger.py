@@ -21,7 +21,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,8 +113,9 @@ def documented_objects(tree: ast.Module, module: str) -> Iterator[tuple[str, str
 
 def code_markers(root: Path, papers: list[str], known: list[str]) -> Iterator[Marker]:
     """Statements named in the package's docstrings."""
-    for path in sorted((root / "src/gptheory").glob("*.py")):
-        module = "gptheory" if path.stem == "__init__" else f"gptheory.{path.stem}"
+    for path in sorted((root / "src/gptheory").rglob("*.py")):
+        module = ".".join(path.relative_to(root / "src").with_suffix("").parts)
+        module = module.removesuffix(".__init__")
         for docstring, role, name in documented_objects(ast.parse(path.read_text("utf-8")), module):
             private = any(part.startswith("_") for part in name.split("."))
             # The API page has no entry for private names.
@@ -138,13 +139,14 @@ def marked_statements(node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:
 
 def test_markers(root: Path) -> Iterator[Marker]:
     """Statements that tests are marked with (a marked class stands for its tests)."""
-    for path in sorted((root / "tests").glob("test_*.py")):
+    for path in sorted((root / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 for statement in marked_statements(node):
                     # Tests are named by sentences; shown as such, they fit a column.
                     words = node.name.removeprefix("test_").replace("_", " ")
-                    yield Marker(statement, "test", f"tests/{path.name}::{node.name}", f"*{words}*")
+                    name = f"{path.relative_to(root).as_posix()}::{node.name}"
+                    yield Marker(statement, "test", name, f"*{words}*")
 
 
 # ---- markers in the notebooks ---------------------------------------------------------------
@@ -225,7 +227,8 @@ FOR_REFEREES = """\
   *measured* is evidence for the settings of the chapter, and for no others. For a row that is
   *quoted* you have to trust the paper.
 - **Which test?** The names in a row are test functions, without `test_` and with spaces for
-  underscores, after the file that holds them: `pytest tests/test_unroll.py -k truncation_bound`.
+  underscores, after the file that holds them:
+  `pytest tests/diffusion/test_unrolled.py -k truncation_bound`.
 - **Which code and which cell?** Names of code lead to their documentation and from there to their
   source. Everything that belongs to a row carries its name:
   `grep -rn "FDGWC Lemma 1" src tests book`.
@@ -256,7 +259,8 @@ def by_file(tests: list[Marker]) -> list[str]:
     """Tests after the file that holds them."""
     files: dict[str, list[str]] = {}
     for marker in tests:
-        name = Path(marker.place.partition("::")[0]).stem
+        path = PurePosixPath(marker.place.partition("::")[0])
+        name = "/".join(path.with_suffix("").parts[1:])
         files.setdefault(name, []).append(marker.link)
     return [f"`{name}`: {', '.join(links)}" for name, links in files.items()]
 

@@ -1,7 +1,7 @@
 """What every chapter keeps to. Each rule takes a notebook and returns its complaints.
 
-tests/test_book.py holds every notebook of the book against every rule, and every rule against a
-notebook that breaks it.
+tests/book/test_book.py holds every notebook of the book against every rule, and every rule against
+a notebook that breaks it.
 """
 
 from __future__ import annotations

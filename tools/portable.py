@@ -6,8 +6,8 @@ Numerical libraries choose their instructions by the processor that they find; e
 make them choose those of another one, so a setting is a different machine and not a looser test.
 Every setting runs the tests that sit nearest to rounding, in an order of its own, and compares the
 chapters that print what sits there with their committed outputs. What no setting can be is a
-machine without MKL: tests/test_seeds.py holds what such a machine must draw. tools/emulate.sh runs
-the sharpest tests as other processors.
+machine without MKL: tests/house/test_seeds.py holds what such a machine must draw. tools/emulate.sh
+runs the sharpest tests as other processors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,13 +28,28 @@ NOTEBOOKS = [
     "--nbval-sanitize-with", "tools/nbval_sanitise.cfg",
 ]  # fmt: skip
 # the tests that sit nearest to rounding: whatever failed elsewhere, and what is of its kind
-SHARP = (
-    "complexity", "ensemble", "exppoly", "gaussians", "kernels", "latent", "latent_metrics", "maps",
-    "metrics", "mixture", "multiplication", "path_metrics", "polyattention", "process", "rounding",
-    "score", "seeds", "structured", "transformer", "unroll",
-)  # fmt: skip
+SHARP = {
+    "support": ("rounding",),
+    "data": ("kernels", "process", "mixture"),
+    "diffusion": ("exact", "unrolled"),
+    "attention": ("exponential", "polynomial"),
+    "construction": ("multiplication", "network"),
+    "networks": ("learned",),
+    "measures": ("gaussians", "scores", "path_divergence"),
+    "training": ("ensemble",),
+    "probing": ("maps",),
+    "latent": ("subspace", "errors"),
+    "studies": ("fig4a",),
+    "house": ("seeds",),
+}
 # those in which threads share a sum or a run is repeated bit for bit
-THREADED = ("ensemble", "polyattention", "sample", "score", "seeds", "structured", "train")
+THREADED = {
+    "diffusion": ("exact", "sampler"),
+    "attention": ("polynomial",),
+    "networks": ("learned",),
+    "training": ("ensemble", "loop"),
+    "house": ("seeds",),
+}
 CHAPTERS = ("04-constructing-the-transformer", "09-latent-diffusion-transformers")
 
 
@@ -45,7 +61,7 @@ class Setting:
         name: of the setting.
         seed: of the order of the tests.
         environment: what makes the libraries take it for this one.
-        tests: names of test files.
+        tests: names of test files, by room.
         chapters: that are compared.
         workers: processes of the tests; the threads of each share the cores.
     """
@@ -53,7 +69,7 @@ class Setting:
     name: str
     seed: int
     environment: dict[str, str]
-    tests: tuple[str, ...] = SHARP
+    tests: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SHARP)
     chapters: tuple[str, ...] = CHAPTERS
     workers: int = 2
 
@@ -85,7 +101,8 @@ def run(setting: Setting) -> bool:
     environment = {**os.environ, **setting.environment}
     pytest = [sys.executable, "-m", "pytest"]
     order, workers = f"--random-order-seed={setting.seed}", f"-n{setting.workers}"
-    files = [f"tests/test_{name}.py" for name in setting.tests]
+    tests = [(room, name) for room, names in setting.tests.items() for name in names]
+    files = [f"tests/{room}/test_{name}.py" for room, name in tests]
     calls = [[*pytest, *UNIT, order, workers, *files]]
     if setting.chapters:
         calls.append([*pytest, *NOTEBOOKS, *(f"book/{name}.ipynb" for name in setting.chapters)])

@@ -98,7 +98,7 @@ def test_path_divergence_does_not_depend_on_the_size_of_its_chunks(monkeypatch):
         return -v
 
     for chunk in (2**17, 80):
-        monkeypatch.setattr("gptheory.measures.covariances.CHUNK_VALUES", chunk)
+        monkeypatch.setattr("gptheory.measures.scores.CHUNK_VALUES", chunk)
         values.append(path_kl(wrong, law, n=5005, generator=seeded(0), dtype=torch.float64))
     assert sizes == {5005, 10, 5}
     assert abs(values[0] / values[1] - 1) < 0.05  # the same steps, other sequences

@@ -116,7 +116,7 @@ def test_equal_content_is_equal_bytes(tmp_path):
     turned = dict(reversed(ARRAYS.items()))
     assert {*contents, packed(turned, RECORD)} == {contents[0]}
     code = (
-        "import sys, torch, gptheory.store as s;"
+        "import sys, torch, gptheory.support.files as s;"
         "sys.stdout.write(s.digest(s.packed({'b': torch.ones(3), 'ä': torch.ones(2).half()}, {})))"
     )
     told = {

@@ -63,7 +63,7 @@ def folder() -> Iterator[Path]:
 
 def run(study: Callable[[Any, Run], Path], settings: Any, device: torch.device) -> results.Result:
     """The stored result of an experiment."""
-    once = {experiments: "SCORE_STEPS", probing: "STEPS", video_experiment: "ATTENTION_STEPS"}
+    once = {fig1: "SCORE_STEPS", fig5: "STEPS", studies_video: "ATTENTION_STEPS"}
     with folder() as place, contextlib.ExitStack() as thinned:
         for module, name in once.items():  # one diffusion step does for all
             thinned.enter_context(mock.patch.object(module, name, (fig5.AT,)))

@@ -1,6 +1,6 @@
-r"""Theorem 1 as weights: a transformer that *is* the unrolled iteration of :mod:`gptheory.diffusion.unrolled`.
+r"""Theorem 1 as weights: a transformer that *is* the iteration of :class:`.UnrolledScore`.
 
-What its blocks do, and the names of its subspaces, is said in :mod:`gptheory.construction.blueprint`.
+What its blocks do, and the names of its subspaces, is said at :class:`.Blueprint`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def build_score_transformer(
             1e-6. The range of the score, and R, follow in proportion.
         t_min, t_max: range of diffusion steps.
         multiplication: ``"feed-forward"``, the paper's, or ``"attention"``, ours, which is exact in
-            one block and has neither depth nor ranges; see :mod:`gptheory.construction.multiplication`.
+            one block and has neither depth nor ranges; see
+            :mod:`gptheory.construction.multiplication`.
         dtype: of the weights.
 
     Returns:

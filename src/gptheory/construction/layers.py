@@ -65,7 +65,7 @@ class Attention(nn.Module):
         query, key = _per_head(y, self.query[heads]), _per_head(y, self.key[heads])
         return torch.relu(query @ key.transpose(-1, -2))
 
-    # ---- as in gptheory.attention.layer.Attention, where rows belong to the tokens that receive ----
+    # ---- as in attention.layer, where rows belong to the tokens that receive --------------------
 
     @full_precision()
     def maps(self, y: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def stored_results(folder: str | Path | None = None) -> list[str]:
 
 
 def _inside() -> Path:
-    return Path(str(resources.files("gptheory"))) / "data"
+    return Path(str(resources.files(__package__))) / "stored"
 
 
 def _put(folder: Path, name: str, arrays: bytes, record: bytes) -> Path:

@@ -1,9 +1,9 @@
 r"""Grids of estimators and sample sizes: how many sequences does it take?
 
-A sweep turns a list of cells (:mod:`gptheory.studies.cells`) into a table with one row each. Cells are
-trained in groups (:mod:`gptheory.training.ensemble`) that run wherever joblib sends them. Every finished
-cell is a file of its own, named after its settings, so that a sweep which is killed, extended or
-spread over machines never computes a cell twice. All randomness of a cell comes from its settings.
+A sweep turns a list of cells (:class:`.SweepCell`) into a table with one row each. Cells are
+trained in groups (:func:`.fit_ensemble`) that run wherever joblib sends them. Every finished cell
+is a file of its own, named after its settings, so that a sweep which is killed, extended or spread
+over machines never computes a cell twice. All randomness of a cell comes from its settings.
 """
 
 from __future__ import annotations
