@@ -15,7 +15,6 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -127,6 +126,8 @@ class Training:
 
     def result(self) -> TrainResult:
         """The run so far."""
+        import pandas as pd  # only here: it costs more to load than the room
+
         return TrainResult(
             self.average,
             pd.DataFrame(self.history, columns=HISTORY),
