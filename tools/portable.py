@@ -29,8 +29,8 @@ NOTEBOOKS = [
 # the tests that sit nearest to rounding: whatever failed elsewhere, and what is of its kind
 SHARP = (
     "complexity", "ensemble", "exppoly", "gaussians", "kernels", "latent", "latent_metrics", "maps",
-    "metrics", "mixture", "multiplication", "path_metrics", "polyattention", "process", "rounding",
-    "score", "seeds", "structured", "transformer", "unroll",
+    "methods", "metrics", "mixture", "multiplication", "path_metrics", "polyattention", "process",
+    "rounding", "score", "seeds", "structured", "transformer", "unroll",
 )  # fmt: skip
 # those in which threads share a sum or a run is repeated bit for bit
 THREADED = ("ensemble", "polyattention", "sample", "score", "seeds", "structured", "train")

@@ -25,12 +25,14 @@ from strategies import DEVICES, covariance, seeded
 from torch import Tensor
 
 from gptheory.attention import poly_attention, positions
+from gptheory.construction.network import StepFeatures
 from gptheory.data import GaussianMixture, GaussianProcess, decaying_process, kernels
 from gptheory.diffusion import ExactScore, schedule
 from gptheory.latent import SubspaceData, random_basis, subspace
 from gptheory.latent.errors import sliced_distance
 from gptheory.measures import gaussian_kl, gaussian_w2, relative_error, temporal_covariance
 from gptheory.networks import DiT
+from gptheory.networks.score_network import Clock
 from gptheory.probing import maps
 from gptheory.support.validation import require_floating, require_one_device, require_real
 from gptheory.training import TrainConfig, fit_ensemble
@@ -64,8 +66,9 @@ EXPECTED = {
 NUMBERS = """
     kernels.Kernel.__call__ lag; positions.embedding_distance lag; kernels.toeplitz values;
     schedule.alpha t; schedule.sigma t; schedule.half_log_snr t; schedule.step_at half_log_snr;
-    diffusion.floating_step t; precondition.Clock.forward t; transformer.StepFeatures.forward t;
-    transformer.Lift.forward t; matching.matching_error t; diffusion.levels t;
+    diffusion.floating_step t; schedule.step_tensor t; precondition.Clock.forward t;
+    transformer.StepFeatures.forward t; transformer.Lift.forward t; matching.matching_error t;
+    diffusion.levels t;
     validation.require_real values; validation.as_real values; validation.as_floating values
 """
 # steps that are looked at, where they lie on the CPU
@@ -319,11 +322,16 @@ def test_integer_covariances_and_means_convert_exactly():
     assert torch.equal(temporal_covariance(x, mean), temporal_covariance(x, mean.double()))
 
 
+CPU, CLOCK = torch.device("cpu"), Clock(8).double()
+
+
 @pytest.mark.parametrize(
     "function",
     [
         kernels.Matern(2.0, 1.5), lambda lag: positions.embedding_distance(lag, 9.0),
         schedule.alpha, schedule.sigma, schedule.half_log_snr, schedule.step_at,
+        lambda t: schedule.step_tensor(t, CPU), StepFeatures((0.2, 2.0), momentum=True),
+        CLOCK,
     ],
 )  # fmt: skip
 def test_integer_lags_and_steps_count_as_float64(function):
