@@ -21,7 +21,7 @@ LENGTHS = tuple(2**e for e in range(11, 17))
 DENSE_LENGTHS = (2**11, 2**12, 2**13)
 MEGABYTES = """
 import torch
-from gptheory.growth import peak_resident_bytes
+from benchmarks.memory import peak_resident_bytes
 from gptheory.polyattention import poly_attention
 q, k, v = (2 * torch.rand(3, {length}, 4) - 1).unbind()
 poly_attention(q, k, v, 4)

@@ -31,7 +31,7 @@ NOTEBOOKS = [
 SHARP = {
     "support": ("rounding",),
     "data": ("kernels", "process", "mixture"),
-    "diffusion": ("exact", "unrolled"),
+    "diffusion": ("exact", "methods", "unrolled"),
     "attention": ("exponential", "polynomial"),
     "construction": ("multiplication", "network"),
     "networks": ("learned",),

@@ -162,9 +162,7 @@ def render() -> str:
         for name in names:
             if name in entered:
                 kind, radius = ("called", 7) if name in called else ("entered", 4)
-                lines.append(
-                    f'<circle class="{kind}" cx="{across[name]}" cy="{y}" r="{radius}"/>'
-                )
+                lines.append(f'<circle class="{kind}" cx="{across[name]}" cy="{y}" r="{radius}"/>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,13 +358,16 @@ def test_long_sequences_fit_in_two_gigabytes():
     """L = 2^17: a map would take 64 GB. A child counts all of its memory, torch included."""
     code = (
         "import torch\n"
-        "from gptheory.growth import peak_resident_bytes\n"
+        "from benchmarks.memory import peak_resident_bytes\n"
         "from gptheory.polyattention import poly_attention\n"
         "q, k, v = (torch.rand(2**17, 4) for _ in range(3))\n"
         "assert torch.isfinite(poly_attention(q, k, v, 4)).all()\n"
         "print(peak_resident_bytes())\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
     assert 5e7 < int(run.stdout) < 2e9
 
 

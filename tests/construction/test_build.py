@@ -12,7 +12,6 @@ from strategies import covariance, seeded
 from tolerances import assert_float32, assert_identity, relative_norm
 
 from gptheory.construction import build_score_transformer
-from gptheory.construction.build import METHODS
 from gptheory.construction.lag_heads import VARIANTS
 from gptheory.construction.layers import Attention, Block, FeedForward
 from gptheory.construction.network import Lift, ScoreTransformer, StepFeatures
@@ -26,11 +25,12 @@ from gptheory.diffusion import (
     step_grid,
     trajectory,
 )
+from gptheory.diffusion.methods import STATIONARY
 from gptheory.measures import gaussian_kl
 from gptheory.support.validation import NotPSDError
 
 FORMS = ("plain", "position-once")
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", STATIONARY)
 forms = pytest.mark.parametrize("form", FORMS)
 variants = pytest.mark.parametrize("heads", VARIANTS)
 T = 0.1
@@ -571,7 +571,7 @@ def test_values_outside_the_range_raise_instead_of_being_wrong(form):
 
 def test_sequences_of_the_process_stay_inside():
     law = process(8, 2, mean=True)
-    for method in METHODS:
+    for method in STATIONARY:
         network = build_score_transformer(law, 25, method=method)
         for t in (0.005, 0.1, 10.0):
             v = noised(law, t, n=300)

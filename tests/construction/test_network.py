@@ -210,15 +210,6 @@ def test_rounded_ends_of_a_grid_are_inside():
         assert model(v, t).shape == v.shape
 
 
-def test_wrong_shapes_and_steps():
-    with pytest.raises(ValueError, match="must have shape"):
-        network()(normal(3, SEQ_LEN + 1, DIM), 0.5)
-    with pytest.raises(ValueError, match="finite and > 0"):
-        network()(normal(3, SEQ_LEN, DIM), -1.0)
-    with pytest.raises(ValueError, match="t must be a number or have shape"):
-        network()(normal(3, SEQ_LEN, DIM), torch.tensor([0.5, 0.5]))
-
-
 def test_values_beyond_a_limit_are_refused_by_name():
     v = normal(3, SEQ_LEN, DIM)
     peak = torch.stack(list(network().states(v, 0.5))[:2]).abs().amax(dim=(0, 1, 2))

@@ -138,28 +138,6 @@ def test_white_frames_are_independent_not_only_uncorrelated(dtype):
     assert_statistical((first**2 * second**2).mean(), 1.0, (8 / n) ** 0.5, n)
 
 
-@pytest.mark.parametrize("seq_len", [4, CIRCULANT_FROM])
-def test_sampling_is_reproducible_and_leaves_global_randomness_alone(seq_len):
-    law = kernel_process(Matern(3.0, 0.5), seq_len, dim=2)
-    state = torch.random.get_rng_state()
-    first, again, other = (law.sample(3, seeded(seed)) for seed in (5, 5, 6))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert not torch.equal(law.sample(3), law.sample(3))  # without a generator: the global one
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seq_len", [1, 4, CIRCULANT_FROM])
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_sample_shape_dtype_and_device(device, dtype, seq_len, n):
-    law = GaussianProcess(Matern(3.0, 0.5), covariance(2).to(device), seq_len=seq_len)
-    x = law.sample(n, seeded(0), dtype)
-    assert (x.shape, x.dtype, x.device.type) == ((n, seq_len, 2), dtype, device)
-    assert torch.isfinite(x).all()
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_factors_follow_the_device_of_the_spatial_covariance(device):
     law = GaussianProcess(covariance(4), covariance(2).to(device), mean=torch.ones(2))

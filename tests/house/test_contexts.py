@@ -82,7 +82,7 @@ PRODUCTS = frozenset(
 )
 PRODUCTS |= {"matmul", "linear", "convolution", "_cdist_forward", "_euclidean_dist"}
 # where trainable networks multiply, which obey their caller
-NETWORKS = {"dit.py": "", "latent.py": "LatentScore."}
+NETWORKS = {"attention/layer.py": "", "networks/dit.py": "", "latent/networks.py": "LatentScore."}
 
 
 class Unguarded(TorchDispatchMode):
@@ -112,7 +112,7 @@ def _place() -> str | None:
         if "/tour/" in path or path == __file__:
             return None
         if "/gptheory/" in path and not path.endswith("precision.py"):
-            file, name = path.rsplit("/", 1)[1], frame.f_code.co_qualname
+            file, name = "/".join(path.split("/")[-2:]), frame.f_code.co_qualname
             network = file in NETWORKS and name.startswith(NETWORKS[file])
             return None if layer or network else f"{file}:{frame.f_lineno} ({name})"
         frame = frame.f_back

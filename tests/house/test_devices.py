@@ -68,16 +68,6 @@ def test_what_is_drawn_may_be_on_the_device_and_carry_a_gradient(device):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_law_that_was_moved_draws_where_it_is(device):
-    for law in (DATA, DATA.latent):
-        moved = law.to(device)
-        assert moved.sample(2).device.type == device
-        assert_identity(
-            moved.sample(2, seeded(5), torch.float64), law.sample(2, seeded(5), torch.float64)
-        )
-
-
 def test_norms_of_layers_with_other_numbers_of_heads_are_refused():
     network = build_score_transformer(decaying_process(6, 2), 2, form="position-once")
     with pytest.raises(ValueError, match="different numbers of heads"):

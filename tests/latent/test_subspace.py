@@ -116,11 +116,9 @@ def test_smoothed_score_of_a_gaussian(t, noise, seed):
         assert_identity(found, ExactScore(noisy)(v, step), condition=10)
 
 
-def test_dtype_of_the_input_is_kept():
-    own = data()
-    v = torch.randn(3, 1, 9, generator=seeded(0), dtype=torch.float64)
-    assert_float32(ExactScore(own)(v.float(), 0.5), ExactScore(own)(v, 0.5))
-    assert ExactScore(own)(v.float(), 0.5).dtype == own.split(v.float())[0].dtype == torch.float32
+def test_parts_keep_the_dtype_of_the_input():
+    v = torch.randn(3, 1, 9, generator=seeded(0))
+    assert {part.dtype for part in data().split(v)} == {torch.float32}
 
 
 # ---- the network --------------------------------------------------------------------------------
@@ -339,15 +337,7 @@ def test_pca_error_of_noisy_samples():
         (lambda: subspace_error(torch.eye(5, 2), torch.eye(6, 2)), "5 and 6 dimensions"),
         (lambda: subspace_error(torch.ones(5, 2), torch.eye(5, 2)), "columns of a must be"),
         (lambda: principal_subspace(torch.zeros(3, 2, 4), 2), "x must have shape"),
-        (lambda: ExactScore(data())(torch.zeros(2, 1, 8), 1.0), "v must have shape"),
-        (lambda: ExactScore(data())(torch.zeros(2, 1, 9), 0.0), "finite and > 0"),
-        (
-            lambda: ExactScore(data(noise=0.3))(torch.zeros(4, 1, 9), torch.ones(3)),
-            r"shape \(4,\), got \(3,\)",
-        ),
         (lambda: data().decode(torch.zeros(2, 4, 1)), "h must have shape"),
-        (lambda: LatentScore(9, 4, network())(torch.zeros(2, 9), 1.0), "v must have shape"),
-        (lambda: LatentScore(9, 4, network())(torch.zeros(2, 1, 9), -1.0), "finite and > 0"),
     ],
 )
 def test_bad_input_is_refused(make, message):

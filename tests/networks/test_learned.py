@@ -48,7 +48,6 @@ def test_wiener_filter_solves_with_the_sample_covariance(n):
         matrix = alpha(t) ** 2 * covariance + sigma(t) ** 2 * torch.eye(8, dtype=torch.float64)
         expected = -torch.linalg.solve(matrix, v[row].flatten() - alpha(t) * flat.mean(0))
         assert_identity(scores[row].flatten(), expected, condition=1e3)
-    assert WienerScore(x)(v.float(), 0.1).dtype == torch.float32
 
 
 def test_wiener_filter_tends_to_the_exact_score():
@@ -67,9 +66,6 @@ def test_wiener_filter_refuses_bad_data():
         WienerScore(torch.zeros(1, 4, 2))
     with pytest.raises(ValueError, match="finite"):
         WienerScore(torch.full((3, 4, 2), torch.nan))
-    score = WienerScore(torch.randn(5, 4, 2, generator=seeded(0)))
-    with pytest.raises(ValueError, match="shape"):
-        score(torch.zeros(2, 8, 1), 0.1)
 
 
 # ---- learned step sizes -------------------------------------------------------------------------
@@ -317,7 +313,3 @@ def test_learned_covariance_finds_the_covariance():
 def test_learned_covariance_refuses_bad_input():
     with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
         LearnedCovariance(2, 4, 0)
-    with pytest.raises(ValueError, match="shape"):
-        LearnedCovariance(2, 4)(torch.zeros(1, 5, 2), 0.1)
-    with pytest.raises(ValueError, match="> 0"):
-        LearnedCovariance(2, 4)(torch.zeros(1, 4, 2), -0.1)

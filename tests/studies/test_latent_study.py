@@ -19,7 +19,7 @@ from gptheory.studies import (
     load_result,
     sweep,
 )
-from gptheory.studies.latent import LATENT, LATENTS, assess
+from gptheory.studies.latent import LATENT, LATENTS
 from gptheory.studies.results import stored_results
 from gptheory.studies.run import Run
 from gptheory.studies.sweeps import SweepStudy, sweep_study
@@ -100,7 +100,7 @@ def test_fewer_samples_than_latent_dimensions_work_and_warn(tmp_path):
 
 def test_the_exact_score_has_no_error():
     cell = LatentCell(n=8, **SMALL)
-    numbers = assess(ExactScore(cell.data()), cell)
+    numbers = cell.assess(ExactScore(cell.data()))
     assert numbers["on"] == numbers["off"] == 0
     assert abs(numbers["energy"] - 1) < 5 * math.sqrt(2 / (8 * 256))
     assert numbers["sliced"] < 2 * numbers["sliced_floor"]
@@ -110,7 +110,7 @@ def test_the_exact_score_has_no_error():
 def test_numbers_of_a_network_are_those_of_the_metrics():
     cell = LatentCell(n=8, **SMALL)
     model, data = cell.member().model.eval().requires_grad_(False), cell.data()
-    numbers = assess(model, cell)
+    numbers = cell.assess(model)
     again = support_errors(model, data, generator=seeded(77))
     assert abs(numbers["on"] / again["on"] - 1) < 0.2
     assert numbers["subspace"] == subspace_error(model.encoder, data.basis)
@@ -122,7 +122,7 @@ def test_a_shuffled_basis_is_not_recovered():
     cell = LatentCell(n=8, **SMALL)
     model, basis = cell.member().model.requires_grad_(False), cell.data().basis
     model.free.copy_(basis)
-    numbers = assess(model, cell)
+    numbers = cell.assess(model)
     assert numbers["subspace"] < 1e-10 and numbers["off"] < 1e-6 and numbers["control"] > 2
 
 

@@ -24,7 +24,7 @@ from gptheory.data import toeplitz_moments
 from gptheory.diffusion import ExactScore, WienerScore
 from gptheory.measures import path_kl, temporal_covariance
 from gptheory.studies import grid, sweep, sweeps
-from gptheory.studies.cells import Cell, SweepCell, assess
+from gptheory.studies.cells import Cell, SweepCell
 from gptheory.studies.fig4a import COMPLEXITY
 from gptheory.studies.latent import LATENT
 from gptheory.studies.sweeps import collect
@@ -122,7 +122,7 @@ def test_what_a_cell_ignores_may_be_anything():
 
 def test_the_exact_score_has_no_error_but_the_sampling_floor():
     cell = Cell(n=300, seq_len=6, dim=2)
-    numbers = assess(ExactScore(cell.process()), cell)
+    numbers = cell.assess(ExactScore(cell.process()))
     for name in ("score_error_0.1", "path_kl", "coupled_ode", "covariance_coupled"):
         assert numbers[name] < 1e-9, name
     assert 0.3 < numbers["covariance"] / numbers["covariance_floor"] < 2.5
@@ -133,7 +133,7 @@ def test_numbers_are_those_of_the_metrics():
     cell = Cell(estimator="wiener", n=40, seq_len=6, dim=2)
     law, x = cell.process(), cell.training_set()
     score = WienerScore(x)
-    numbers = assess(score, cell)
+    numbers = cell.assess(score)
     assert abs(numbers["path_kl"] / path_kl(score, law, n=8192, generator=seeded(0)) - 1) < 0.1
     error = (temporal_covariance(x, law.mean) - law.gram()).norm() / law.gram().norm()
     assert math.isclose(numbers["data_covariance"], error, rel_tol=1e-5)
@@ -155,14 +155,14 @@ def test_a_memoriser_is_found_out():
             return memoriser(v, t)
         return torch.cat([memoriser(row[None], s.item()) for row, s in zip(v, t, strict=True)])
 
-    assert assess(adapted, cell)["nearest"] < 0.2
+    assert cell.assess(adapted)["nearest"] < 0.2
 
 
 def test_estimators_are_what_they_say(tmp_path):
     """The table's numbers belong to the estimator of the row, and its training set."""
     cell = Cell(estimator="stationary", n=50, seq_len=5, dim=2, exponent=0.7, seed=3)
     row = sweep([cell], tmp_path).iloc[0]
-    expected = assess(ExactScore(toeplitz_moments(cell.training_set())), cell)
+    expected = cell.assess(ExactScore(toeplitz_moments(cell.training_set())))
     for name, value in expected.items():
         assert_float32(row[name], value)
     assert row["n"] == 50 and row["exponent"] == 0.7 and row["error"] is None

@@ -49,13 +49,14 @@ def exact_score(device: torch.device, dtype: torch.dtype) -> Found:
 
 @stop("exact")
 def unrolled_score(device: torch.device, dtype: torch.dtype) -> Found:
-    """Every method, its limit and its iterates."""
+    """Every method, its iterates and its bound; their limit."""
     v, found = sequences(1, 3, device, dtype), {}
     for method in ("gradient-descent", "heavy-ball", "chebyshev"):
         own = unrolled.UnrolledScore(law(device), 3, method=method)
         assert own.device.type == device.type
         found |= {f"{method}, number": own(v, 0.1), f"{method}, steps": own(v, steps(3, device))}
         found |= {f"{method}, {k}": s for k, s in enumerate(own.iterates(v, 0.2))}
+        found[f"{method}, bound"] = own.convergence_bound(0.2)
     there = unrolled.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
     return {**found, "limit": there.limit(v, steps(3)), "law of the CPU": there(v, 0.1)}
 

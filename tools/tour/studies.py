@@ -234,15 +234,17 @@ def films(device: torch.device, dtype: torch.dtype) -> Found:
     shown = digits.render(paths.to(device, dtype) / ball.reach, which)
     centres, _distance, label = digits.locate(shown)
     assert seen.single.all() and label.device.type == device.type
+    twin = estimate.GaussianTwin(paths).to(device)
+    assert twin.device.type == device.type
     return {
         "frames": frames, "centres": seen.centres, "shown": shown, "digits": centres,
         "code": fitted.encode(frames), "decoded": fitted.decode(fitted.encode(frames)),
         "moved code": fitted.to(device).encode(frames),
         "moved digits": digits.to(device).render(paths.to(device, dtype) / ball.reach, which),
-        "drawn": estimate.GaussianTwin(paths).to(device).sample(2, seeded(3)),
+        "drawn": twin.sample(2, seeded(3)), "parts": len(twin.parts),
         "pixels": fitted.pixel_covariance(torch.eye(3, device=device, dtype=dtype)),
         "recentred": digits.recentred(shown, centres),
-        "share": estimate.GaussianTwin(paths).kronecker_share(),
+        "share": twin.kronecker_share(),
         "uniform": video.uniform_correlation(torch.linspace(-1, 1, 5, dtype=dtype).to(device)),
     }  # fmt: skip
 

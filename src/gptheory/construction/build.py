@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attention.positions import time_embedding
 from ..data.process import GaussianProcess
+from ..diffusion.methods import STATIONARY
 from ..diffusion.unrolled import UnrolledScore
 from ..support.validation import require_count, require_range
 from ..support.wrappers import lasting, on_the_cpu
@@ -22,7 +23,6 @@ from .lag_heads import VARIANTS, default_period, lag_function, require_separated
 from .network import ScoreTransformer, StepFeatures
 from .ranges import value_ranges
 
-METHODS = ("gradient-descent", "heavy-ball")
 MULTIPLICATIONS = ("feed-forward", "attention")
 DEFAULT_DEPTH = {"plain": 12, "position-once": 20}
 STATIONARY_TOLERANCE = 1e-12
@@ -102,7 +102,7 @@ def build_score_transformer(
     plan = Blueprint(
         process=process,
         form=form,
-        heavy_ball=method == "heavy-ball",
+        heavy_ball=reference.method.has_momentum,
         depth=depth if multiplication == "feed-forward" else None,
         lags=lag_function(heads, _stationary_values(reference), period),
         same=same_frame(heads, period),
@@ -122,7 +122,7 @@ def build_score_transformer(
 def _require_known(heads: str, method: str, form: str, multiplication: str) -> None:
     for name, given, known in (
         ("heads", heads, VARIANTS),
-        ("method", method, METHODS),
+        ("method", method, STATIONARY),
         ("form", form, FORMS),
         ("multiplication", multiplication, MULTIPLICATIONS),
     ):

@@ -52,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, D) -> (batch, N, D)."""
         batch, seq_len, _ = y.shape
-        at_once = max(1, CHUNK_SCORES // (batch * seq_len**2))
+        at_once = max(1, CHUNK_SCORES // (max(1, batch) * seq_len**2))
         update = y
         for first in range(0, len(self.query), at_once):
             heads = slice(first, first + at_once)

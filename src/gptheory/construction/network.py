@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.schedule import alpha, levels, sigma
+from ..diffusion.schedule import alpha, levels, sigma, step_tensor
 from ..support.precision import full_precision
 from ..support.validation import require_sequences, require_step
 from .layers import Block
@@ -52,7 +52,7 @@ class StepFeatures(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Diffusion steps (…,) to features (…, 4) or (…, 6)."""
         signal, noise = alpha(t) ** 2, sigma(t) ** 2
-        low, high = (noise + signal * extreme for extreme in self.spectrum.to(t))
+        low, high = (noise + signal * extreme for extreme in self.spectrum.to(signal))
         step = 2 / (low + high)
         if not self.momentum:
             return torch.stack([step, alpha(t), noise, signal], dim=-1)
@@ -168,7 +168,7 @@ class ScoreTransformer(nn.Module):
         """
         worst, look = None, self.check_ranges and not torch.compiler.is_compiling()
         for block, y in zip([*self.blocks, None], self._states(v, t), strict=True):
-            if block is not None and block.limits is not None and look:
+            if block is not None and block.limits is not None and look and len(y):
                 excess = (y.detach().abs() / block.limits).amax(dim=(0, 1))
                 worst = excess if worst is None else torch.maximum(worst, excess)
         if worst is not None:
@@ -226,8 +226,7 @@ class ScoreTransformer(nn.Module):
         """t as (1,) or (batch,), checked."""
         require_step(t)
         levels(t, v)  # its shape
-        steps = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
-        steps = steps.to(v.device).reshape(-1)
+        steps = step_tensor(t, v.device)
         low, high = self.t_range
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
             margin = 1 + STEP_MARGIN

@@ -28,7 +28,7 @@ def value_ranges(
     steps; a given ``norm_bound`` fixes that number instead.
 
     Args:
-        reference: the iteration.
+        reference: the iteration, by a stationary method.
         norm_bound: largest coordinate of v − α_t μ, or None.
         t_min, t_max: range of diffusion steps.
 
@@ -39,9 +39,8 @@ def value_ranges(
         ValueError: for a norm bound below what a typical sequence reaches.
     """
     process = reference.process
-    momentum = reference.method == "heavy-ball"
     t = torch.logspace(math.log10(t_min), math.log10(t_max), 200, dtype=torch.float64)
-    features = StepFeatures(reference.spectrum, momentum)(t)
+    features = StepFeatures(reference.spectrum, reference.method.has_momentum)(t)
     peaks = dict(zip(FEATURES, features.T, strict=False))  # four names, or six with momentum
     peaks["signal_step"] = peaks["step"] * peaks["signal_var"]
     peaks["noise_step"] = peaks["step"] * peaks["noise_var"]
@@ -76,9 +75,7 @@ def _coordinate_scales(reference: UnrolledScore, t: Tensor) -> tuple[float, floa
     # v has covariance A_t, which is at most Ā_t plus the norm of what the band dropped
     dropped = torch.linalg.matrix_norm(process.gram() - reference.banded, 2) * spatial[-1]
     low, high = banded.amin(dim=(1, 2), keepdim=True), banded.amax(dim=(1, 2), keepdim=True)
-    # |1 − p_k| / λ over all k: 1/λ or η for gradient descent, below 2/λ for the heavy ball
-    heavy = reference.method == "heavy-ball"
-    response = 2 / banded if heavy else torch.maximum(1 / banded, 2 / (low + high))
+    response = reference.method.largest_response(banded, low, high)
     spread = vectors.square() @ (response**2 * (banded + signal * dropped)) @ rotation.square().T
     variance = torch.outer(process.gram().diagonal(), process.spatial.diagonal()).max()
     frame = (signal * variance + noise).max().sqrt().item()

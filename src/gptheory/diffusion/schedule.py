@@ -108,6 +108,16 @@ def floating_step(t: float | Tensor) -> float | Tensor:
     return t if t.is_floating_point() else t.double()
 
 
+def step_tensor(t: float | Tensor, device: torch.device) -> Tensor:
+    """The step as floating point, (1,) or (batch,), on a device; a number in float64.
+
+    A number is made there: a copy from the host would stall an accelerator.
+    """
+    if not isinstance(t, Tensor):
+        return torch.full((1,), t, dtype=torch.float64, device=device)
+    return floating_step(t).to(device).reshape(-1)
+
+
 def levels(t: float | Tensor, v: Tensor) -> tuple[float | Tensor, float | Tensor]:
     """(alpha_t, sigma_t) in a form that multiplies a batch of sequences.
 

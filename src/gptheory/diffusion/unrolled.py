@@ -24,8 +24,10 @@ from ..support.precision import full_precision
 from ..support.spectra import along_frames, clipped_eigh, frames_first, on_spectrum
 from ..support.validation import NotPSDError, require_count, require_sequences, require_step
 from ..support.wrappers import lasting
-from .methods import METHODS, Number, _leja_chebyshev, _root_momentum
+from .methods import METHODS, Number
 from .schedule import alpha, levels, sigma
+
+Response = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class UnrolledScore:
@@ -36,15 +38,8 @@ class UnrolledScore:
 
     Source: FDGWC Score objective; FDGWC Lemma 1.
 
-    With :math:`\lambda_\pm` the extreme eigenvalues of :math:`\bar A_t` and κ their ratio:
-
-    - ``"gradient-descent"``: :math:`\eta = 2/(\lambda_- + \lambda_+)`, β = 0;
-    - ``"heavy-ball"`` (Polyak 1964): :math:`\sqrt\beta = (\sqrt\kappa-1)/(\sqrt\kappa+1)`,
-      :math:`\eta = 4/(\sqrt{\lambda_-} + \sqrt{\lambda_+})^2`, after a first gradient step of size
-      :math:`\eta/(1+\beta) = 2/(\lambda_- + \lambda_+)`;
-    - ``"chebyshev"`` (Young 1953): 1/η the K Chebyshev nodes of :math:`[\lambda_-, \lambda_+]` in
-      Leja order (other orders overflow), the best K steps for a spectrum of which only
-      :math:`\lambda_\pm` are known.
+    :math:`\eta_k` and :math:`\beta_k` are those of the method, gradient descent, heavy ball or
+    Chebyshev (:mod:`gptheory.diffusion.methods`), for the extreme eigenvalues of :math:`\bar A_t`.
 
     A call uses the spectrum: its cost does not depend on K. :meth:`iterates` runs the loop.
 
@@ -53,9 +48,11 @@ class UnrolledScore:
         steps: K >= 1.
         bandwidth: J in 1..N, keeps lags below J; all of them if absent.
         taper: name of a window of :func:`.taper`; a hard band if absent.
-        method: one of the three above.
+        method: a name in :data:`.METHODS`: ``"gradient-descent"``,
+            ``"heavy-ball"`` or ``"chebyshev"``.
 
     Attributes:
+        method: the :class:`.Method` of that name.
         banded: :math:`\bar\Gamma`, (N, N) float64.
         spectrum: extreme eigenvalues of :math:`\bar\Gamma \otimes \Sigma`, two numbers.
         converges_from: diffusion step above which :math:`\bar A_t` is positive definite, 0 when
@@ -81,8 +78,8 @@ class UnrolledScore:
     ) -> None:
         require_count("steps", steps)
         if method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-        self.process, self.steps, self.method = process, int(steps), method
+            raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
+        self.process, self.steps, self.method = process, int(steps), METHODS[method]
         self.bandwidth, self.taper = bandwidth, taper
         self.banded = band(process.gram(), bandwidth, taper)
         spectrum = process.temporal_spectrum
@@ -112,14 +109,29 @@ class UnrolledScore:
             NotPSDError: for a step at which the iteration diverges.
             ValueError: for a wrong shape or a step that is not finite and > 0.
         """
-        return self._filter(v, t, self.steps)
+        return self.filtered(v, t, partial(self.method.response, steps=self.steps))
 
     def limit(self, v: Tensor, t: Number) -> Tensor:
         r"""Where the iteration leads, :math:`\bar s^* = -\bar A_t^{-1}(v - \alpha_t\mu)`.
 
         Takes, returns and raises what a call does.
         """
-        return self._filter(v, t, None)
+        return self.filtered(v, t, _inverse)
+
+    @full_precision()
+    def filtered(self, v: Tensor, t: Number, response: Response) -> Tensor:
+        r""":math:`-q(\bar A_t)(v - \alpha_t\mu)`, for a function q of the spectrum.
+
+        Args:
+            v, t: as in a call.
+            response: q, of the eigenvalues of :math:`\bar A_t`, (N, batch or 1, d), and the two
+                extreme ones.
+
+        Returns and raises what a call does.
+        """
+        residual, signal, noise = self._prepared(v, t)
+        q = response(*self._noised(signal, noise, self._variances.to(v)[:, None]))
+        return -on_spectrum(self._u.to(v), self._w.to(v), residual, lambda x: x * q)
 
     @full_precision()
     def iterates(self, v: Tensor, t: Number) -> Iterator[Tensor]:
@@ -143,15 +155,7 @@ class UnrolledScore:
 
         They depend on t only through the two extreme eigenvalues of :math:`\bar A_t`.
         """
-        low, high = self.extremes(t)
-        first = (2 / (low + high), 0.0)
-        if self.method == "gradient-descent":
-            return [first] * self.steps
-        if self.method == "heavy-ball":
-            rest = (4 / (low**0.5 + high**0.5) ** 2, _root_momentum(low, high) ** 2)
-            return [first] + [rest] * (self.steps - 1)
-        nodes = [(low + high) / 2 + (high - low) / 2 * x for x in _leja_chebyshev(self.steps)]
-        return [(1 / node, 0.0) for node in nodes]
+        return self.method.coefficients(*self.extremes(t), self.steps)
 
     def extremes(self, t: Number) -> tuple[Number, Number]:
         r"""Extreme eigenvalues of :math:`\bar A_t`.
@@ -178,14 +182,7 @@ class UnrolledScore:
     def convergence_bound(self, t: float, steps: int | None = None) -> float:
         r"""Bound on :math:`\|s^{(K)} - \bar s^*\| / \|\bar s^*\|`, for every v.
 
-        Gradient descent: :math:`e^{-2K/(\kappa_t + 1)}`. Source: FDGWC Lemma 1.
-
-        Heavy ball, with :math:`b = (1-\beta)/(1+\beta)`: :math:`\beta^{K/2}(1 + bK)`, attained.
-        The error is multiplied by the polynomial :math:`\beta^{K/2}((1-b)T_K + bU_K)` of the
-        eigenvalue mapped to [−1, 1], and :math:`|T_K| \le 1`, :math:`|U_K| \le K + 1`: the
-        asymptotic rate √β comes with a transient that grows with K.
-
-        Chebyshev: :math:`2\beta^{K/2}/(1+\beta^K)`, the least that any polynomial reaches.
+        That of the method, see :mod:`gptheory.diffusion.methods`. Source: FDGWC Lemma 1.
 
         Args:
             t: diffusion step > 0.
@@ -195,13 +192,7 @@ class UnrolledScore:
             NotPSDError: at a step where the iteration diverges.
         """
         k = self.steps if steps is None else steps
-        low, high = self.extremes(float(t))
-        if self.method == "gradient-descent":
-            return math.exp(-2 * k / (high / low + 1))
-        root = _root_momentum(low, high)
-        if self.method == "heavy-ball":
-            return root**k * (1 + k * (1 - root**2) / (1 + root**2))
-        return 2 * root**k / (1 + root ** (2 * k))
+        return self.method.bound(*self.extremes(float(t)), k)
 
     def steps_for(self, tolerance: float, t: float) -> int:
         """The least K >= 1 whose :meth:`convergence_bound` is at most ``tolerance``.
@@ -253,7 +244,7 @@ class UnrolledScore:
         Raises:
             NotPSDError: at a step where the iteration diverges.
         """
-        return self._l2_error(float(t), None)
+        return self._l2_error(float(t), _inverse)
 
     def score_error(self, t: float, steps: int | None = None) -> float:
         r"""Relative error of the K-th iterate, band included; exact, as :meth:`truncation_error`,
@@ -267,67 +258,25 @@ class UnrolledScore:
         Raises:
             NotPSDError: at a step where the iteration diverges.
         """
-        return self._l2_error(float(t), self.steps if steps is None else steps)
+        k = self.steps if steps is None else steps
+        return self._l2_error(float(t), partial(self.method.response, steps=k))
 
-    def _l2_error(self, t: float, steps: int | None) -> float:
+    def _l2_error(self, t: float, response: Response) -> float:
         self.extremes(t)
         signal, noise = (
             torch.tensor(f(t), dtype=torch.float64, device="cpu") for f in (alpha, sigma)
         )
         values, vectors = self.process.temporal_spectrum
         exact = signal**2 * torch.outer(self._spatial, values) + noise**2  # (d, N), of A_t
-        response = self._response(
-            signal, noise, self._variances, steps
-        ).T  # (d, N), in the basis of Γ̄
+        filtered = response(*self._noised(signal, noise, self._variances)).T  # in the basis of Γ̄
         basis = self._u.to(vectors).T @ vectors
         # for each eigenvalue of Σ: (q(Ā) − A⁻¹) A^{1/2}, rotated on both sides
-        error = (response[:, :, None] - 1 / exact[:, None]) * basis * exact[:, None].sqrt()
+        error = (filtered[:, :, None] - 1 / exact[:, None]) * basis * exact[:, None].sqrt()
         return (error.square().sum() / (1 / exact).sum()).sqrt().item()
 
-    def _filter(self, v: Tensor, t: Number, steps: int | None) -> Tensor:
-        return self.filtered(v, t, partial(self._response, steps=steps))
-
-    @full_precision()
-    def filtered(self, v: Tensor, t: Number, response: Callable[..., Tensor]) -> Tensor:
-        r"""Any filter on the spectrum, :math:`-q(\bar A_t)(v - \alpha_t\mu)`.
-
-        Args:
-            v, t: as in a call.
-            response: q on the eigenvalues: a function of :math:`\alpha_t`, :math:`\sigma_t` and
-                the eigenvalues (N, 1, d) of :math:`\bar\Gamma\otimes\Sigma`.
-
-        Returns and raises what a call does.
-        """
-        residual, signal, noise = self._prepared(v, t)
-        q = response(signal, noise, self._variances.to(v)[:, None])  # (N, batch or 1, d)
-        return -on_spectrum(self._u.to(v), self._w.to(v), residual, lambda x: x * q)
-
-    def _response(
-        self, signal: Tensor, noise: Tensor, variances: Tensor, steps: int | None
-    ) -> Tensor:
-        r"""The filter q in :math:`s^{(K)} = -q(\bar A_t)(v - \alpha_t\mu)`, on the spectrum."""
-        eigenvalues = signal**2 * variances + noise**2
-        if steps is None:
-            return 1 / eigenvalues
-        low, high = (noise**2 + signal**2 * extreme for extreme in self.spectrum)
-        return (1 - self._error_polynomial(eigenvalues, low, high, steps)) / eigenvalues
-
-    def _error_polynomial(self, eigenvalues: Tensor, low: Tensor, high: Tensor, k: int) -> Tensor:
-        r"""The polynomial in :math:`s^{(K)} = (1 - p_K(\bar A_t))\,\bar s^*`."""
-        if self.method == "gradient-descent":
-            return (1 - 2 * eigenvalues / (low + high)) ** k
-        span = torch.maximum(high - low, torch.finfo(eigenvalues.dtype).tiny * high)
-        x = ((low + high - 2 * eigenvalues) / span).clamp(-1, 1)
-        root = _root_momentum(low, high)
-        angle = torch.arccos(x.abs())  # on [0, π/2], where the quotient below is accurate
-        sign = torch.copysign(torch.ones_like(x), x) ** k
-        first_kind = torch.cos(k * angle)
-        if self.method == "chebyshev":
-            return sign * first_kind * 2 * root**k / (1 + root ** (2 * k))
-        at_end = torch.full_like(angle, k + 1.0)
-        second_kind = torch.where(angle > 0, torch.sin((k + 1) * angle) / torch.sin(angle), at_end)
-        share = (1 - root**2) / (1 + root**2)
-        return sign * root**k * ((1 - share) * first_kind + share * second_kind)
+    def _noised(self, signal: Tensor, noise: Tensor, variances: Tensor) -> tuple[Tensor, ...]:
+        r"""Eigenvalues of :math:`\bar A_t`, and the two extreme ones."""
+        return tuple(noise**2 + signal**2 * clean for clean in (variances, *self.spectrum))
 
     def _prepared(self, v: Tensor, t: Number) -> tuple[Tensor, Tensor, Tensor]:
         """v − α_t μ as (N, batch, d), and α_t, σ_t in a shape that multiplies it."""
@@ -362,6 +311,10 @@ class UnrolledScore:
             if sigma(t) ** 2 + alpha(t) ** 2 * smallest * largest > 0:
                 break
         return f"taper='bohman' (positive semidefinite at every bandwidth) or bandwidth={wider}"
+
+
+def _inverse(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return 1 / values
 
 
 def as_level(value: Number, v: Tensor) -> Number:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.covariance import toeplitz
 from ..data.process import GaussianProcess
-from ..diffusion.schedule import levels
+from ..diffusion.schedule import levels, step_tensor
 from ..diffusion.unrolled import UnrolledScore, as_level
 from ..support.draws import weights_from
 from ..support.files import digest
@@ -75,15 +75,15 @@ class LearnedSteps(nn.Module):
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the K-th iterate, as :class:`.UnrolledScore` does."""
+        require_sequences("v", v, self.seq_len, self.dim)
         # the clock obeys the caller, the law does not
         coefficients = [[as_level(c, v) for c in pair] for pair in self.coefficients(t)]
 
-        def response(signal: Tensor, noise: Tensor, variances: Tensor) -> Tensor:
-            eigenvalues = signal**2 * variances + noise**2  # (N, batch or 1, d)
-            # the iterate is −q (v − α μ), and gradient descent brings a q towards 1
-            q = before = torch.zeros_like(eigenvalues)
+        def response(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+            # on the spectrum the iterate is −q (v − α μ), and gradient descent brings λ q towards 1
+            q = before = torch.zeros_like(values)
             for step_size, beta in coefficients:
-                q, before = q - step_size * (eigenvalues * q - 1) + beta * (q - before), q
+                q, before = q - step_size * (values * q - 1) + beta * (q - before), q
             return q
 
         return self.base.filtered(v, t, response)
@@ -92,13 +92,12 @@ class LearnedSteps(nn.Module):
         r""":math:`(\eta_k(t), \beta_k(t))`, k = 0..K−1, each of shape (batch or 1,)."""
         steps = self.base.steps
         low, high = self.base.extremes(t)
+        clock = self.clock(step_tensor(t, self.readout.weight.device))
+        values = self.readout(clock)  # (batch or 1, K or 2K)
         first = 2 / (low + high)
-        if isinstance(t, Tensor):
-            first = first.reshape(-1, 1)
-        else:  # made where the weights are: a copy from the host would wait for it
-            t = torch.full((), t, dtype=torch.float64, device=self.readout.weight.device)
-        values = self.readout(self.clock(t.reshape(-1)))  # (batch, K or 2K)
-        sizes = values[:, :steps].exp() * (first.to(values) if isinstance(first, Tensor) else first)
+        if isinstance(first, Tensor):
+            first = first.to(values).reshape(-1, 1)
+        sizes = values[:, :steps].exp() * first
         momenta = values[:, steps:].sigmoid() if self.momentum else torch.zeros_like(sizes)
         return list(zip(sizes.T, momenta.T, strict=True))
 
@@ -171,10 +170,7 @@ class LearnedCovariance(nn.Module):
         """
         require_sequences("v", v, self.seq_len, self.dim)
         require_step(t)
-        steps = (
-            t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=v.device)
-        )
-        clock = self.clock(steps.to(v.device).reshape(-1))
+        clock = self.clock(step_tensor(t, v.device))
         sizes, momenta = self.readout(clock).to(v).chunk(2, dim=1)
         return self._iterate(v, t, sizes, momenta)
 

@@ -56,7 +56,8 @@ class PolynomialAttention(layer.Attention):
         Raises:
             ValueError: for logits beyond the radius, or an error that is not below 1.
         """
-        reach = max(logits.detach().abs().max().item(), SMALLEST_RADIUS) * MARGIN
+        largest = logits.detach().abs().max().item() if len(logits) else 0.0
+        reach = max(largest, SMALLEST_RADIUS) * MARGIN
         if self.radius is not None and reach > self.radius * MARGIN:
             raise ValueError(f"logits reach {reach:.4g}, the radius is {self.radius:.4g}")
         root = exp_polynomial(self.degree // 2, (self.radius or reach) / 2)

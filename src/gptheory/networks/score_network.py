@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.schedule import alpha, floating_step, half_log_snr, levels
+from ..diffusion.schedule import alpha, half_log_snr, levels, step_tensor
 from ..support.validation import require_count, require_sequences, require_step
 
 HORIZON = 8.0  # diffusion step beyond which a network is continued by its asymptote
@@ -49,7 +49,8 @@ class Clock(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Diffusion steps (batch,) -> (batch, width), dtype of the weights."""
         weight = self.mlp[0].weight
-        angle = half_log_snr(t)[:, None] * self.frequencies.to(t)
+        half = half_log_snr(t)[:, None]
+        angle = half * self.frequencies.to(half)
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(weight))
 
 
@@ -93,9 +94,7 @@ class ScoreNetwork(nn.Module, ABC):
         require_sequences("v", v, self.seq_len, self.dim)
         require_step(t)
         signal, noise = levels(t, v)
-        if not isinstance(t, Tensor):
-            t = torch.full((1,), t, dtype=torch.float64, device=v.device)
-        t = floating_step(t).to(v.device).reshape(-1)
+        t = step_tensor(t, v.device)
         seen = t.clamp(max=HORIZON)
         velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen)).to(v)
         fading = (alpha(t) / alpha(seen)).to(v)[:, None, None]  # 1 up to the horizon

@@ -6,7 +6,7 @@ r"""A cell of a sweep: one estimate of one law from one training set, and how go
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
@@ -63,16 +63,27 @@ class SweepCell(ABC):
     Attributes:
         FORMAT: changes whenever a cell of the same settings would be measured otherwise.
         OWN: the fields that may differ among cells that are trained together.
+        KNOWN: the names that a field may have.
+
+    Raises:
+        ValueError: for an unknown name, or an integer below 1 that is no seed.
     """
 
     FORMAT: ClassVar[str]
     OWN: ClassVar[frozenset[str]]
+    KNOWN: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
-        # 8 == 8.0, and so are cells; but names and seeds come from JSON, which tells them apart
+        for name, known in self.KNOWN.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         for field in fields(self):
-            if field.type in (float, "float"):
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+            kind, value = field.type, getattr(self, field.name)
+            if kind in (int, "int", "int | None") and field.name != "seed" and value is not None:
+                require_count(field.name, value)
+            # 8 == 8.0, and so are cells; but names and seeds come from JSON, which tells them apart
+            if kind in (float, "float"):
+                object.__setattr__(self, field.name, float(value))
 
     @property
     def name(self) -> str:
@@ -135,6 +146,7 @@ class Cell(SweepCell):
     OWN: ClassVar[frozenset[str]] = frozenset(
         {"n", "exponent", "lengthscale", "correlation", "seed"}
     )
+    KNOWN: ClassVar[Mapping[str, tuple[str, ...]]] = {"estimator": (*TRAINED, *CLOSED)}
 
     estimator: str = "dit"
     n: int | None = None
@@ -151,15 +163,9 @@ class Cell(SweepCell):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known = (*TRAINED, *CLOSED)
-        if self.estimator not in known:
-            raise ValueError(f"estimator must be one of {known}, got {self.estimator!r}")
-        if self.n is not None:
-            require_count("n", self.n)
-        elif self.estimator in CLOSED:
+        super().__post_init__()
+        if self.n is None and self.estimator in CLOSED:
             raise ValueError(f"the estimator {self.estimator!r} needs n, got None")
-        for name in ("seq_len", "dim", "steps", "batch_size", "hidden", "depth"):
-            require_count(name, getattr(self, name))
         require_positive("learning_rate", self.learning_rate)
         PowerExponential(self.lengthscale, self.exponent)  # refuses what is no kernel
         if not -1 < self.correlation < 1:
@@ -169,7 +175,6 @@ class Cell(SweepCell):
                 f"hidden must be an even multiple of its {self.heads} heads (one for every"
                 f" {HEAD_DIM}), got {self.hidden}"
             )
-        super().__post_init__()
 
     @property
     def heads(self) -> int:
@@ -207,61 +212,66 @@ class Cell(SweepCell):
         return CLOSED[self.estimator](self.training_set()) if self.estimator in CLOSED else None
 
     def assess(self, score: Score) -> dict[str, float]:
-        """See :func:`assess`."""
-        return assess(score, self)
+        """How far a score is from the exact one of the law, on noise that all cells share.
 
+        Args:
+            score: called as (v, t).
 
-FIELDS = tuple(field.name for field in fields(Cell))
+        Returns:
+            - ``score_error_T``: relative, at diffusion steps T;
+            - ``path_kl``: per coordinate;
+            - ``coupled_ode``: relative distance of sequences generated from the same noise;
+            - ``covariance``, ``lags``: relative errors of the temporal covariance of the generated
+              sequences, and of its averages along diagonals;
+            - ``covariance_floor``: what as many true sequences are expected to have;
+            - ``covariance_coupled``: difference from the covariance of what the exact score makes
+              of the same noise, relative to the truth: nearly free of sampling noise;
+            - ``data_covariance``: relative error of the training set's own temporal covariance;
+            - ``nearest``: mean distance of a generated sequence to the nearest one of the training
+              set, divided by that to as many sequences held out.
+        """
+        law = self.process()
+        draws = (torch.Generator().manual_seed(seed) for seed in range(201, 300))
+        numbers = {
+            f"score_error_{t:g}": score_error(score, law, t, SCORE_N, next(draws))
+            for t in SCORE_STEPS
+        }
+        numbers["path_kl"] = path_kl(score, law, n=PATH_N, generator=next(draws))
+        generated, reference = (
+            sample(
+                each, GENERATED, self.seq_len, self.dim, steps=SOLVER_STEPS,
+                generator=torch.Generator().manual_seed(301), show_progress=False,
+            )
+            for each in (score, ExactScore(law))
+        )  # fmt: skip
+        numbers["coupled_ode"] = relative_error(generated, reference)
+        numbers |= self._covariances(law, generated, reference)
+        return numbers if self.n is None else numbers | self._training_set_errors(law, generated)
 
+    def _covariances(
+        self, law: GaussianProcess, generated: Tensor, reference: Tensor
+    ) -> dict[str, float]:
+        truth = law.gram()
+        own, theirs = (temporal_covariance(x, law.mean).double() for x in (generated, reference))
+        return {
+            "covariance": relative_error(own, truth),
+            "covariance_floor": sampling_floor(law, GENERATED),
+            "covariance_coupled": ((own - theirs).norm() / truth.norm()).item(),
+            "lags": relative_error(lag_correlations(own), lag_correlations(truth)),
+        }
 
-def assess(score: Score, cell: Cell) -> dict[str, float]:
-    """How far a score is from the exact one of a cell's law, on noise that all cells share.
-
-    Args:
-        score: called as (v, t).
-        cell: names law and training set.
-
-    Returns:
-        - ``score_error_T``: relative, at diffusion steps T;
-        - ``path_kl``: per coordinate;
-        - ``coupled_ode``: relative distance of sequences generated from the same noise;
-        - ``covariance``, ``lags``: relative errors of the temporal covariance of the generated
-          sequences, and of its averages along diagonals;
-        - ``covariance_floor``: what as many true sequences are expected to have;
-        - ``covariance_coupled``: difference from the covariance of what the exact score makes of
-          the same noise, relative to the truth: nearly free of sampling noise;
-        - ``data_covariance``: relative error of the training set's own temporal covariance;
-        - ``nearest``: mean distance of a generated sequence to the nearest one of the training set,
-          divided by that to as many sequences held out.
-    """
-    law = cell.process()
-    exact, truth = ExactScore(law), law.gram()
-    draws = (torch.Generator().manual_seed(seed) for seed in range(201, 300))
-    numbers = {
-        f"score_error_{t:g}": score_error(score, law, t, SCORE_N, next(draws)) for t in SCORE_STEPS
-    }
-    numbers["path_kl"] = path_kl(score, law, n=PATH_N, generator=next(draws))
-    generated, reference = (
-        sample(
-            each, GENERATED, cell.seq_len, cell.dim, steps=SOLVER_STEPS,
-            generator=torch.Generator().manual_seed(301), show_progress=False,
-        )
-        for each in (score, exact)
-    )  # fmt: skip
-    numbers["coupled_ode"] = relative_error(generated, reference)
-    own, theirs = (temporal_covariance(x, law.mean).double() for x in (generated, reference))
-    numbers["covariance"] = relative_error(own, truth)
-    numbers["covariance_floor"] = sampling_floor(law, GENERATED)
-    numbers["covariance_coupled"] = ((own - theirs).norm() / truth.norm()).item()
-    numbers["lags"] = relative_error(lag_correlations(own), lag_correlations(truth))
-    if cell.n is not None:
-        x = cell.training_set()
-        held_out = law.sample(cell.n, cell._generator("held out", "n", "seed"))
+    def _training_set_errors(self, law: GaussianProcess, generated: Tensor) -> dict[str, float]:
+        x = self.training_set()
+        held_out = law.sample(self.n, self._generator("held out", "n", "seed"))
         with full_precision():
             near, far = (
                 torch.cdist(generated.flatten(1), each.flatten(1)).amin(dim=1).mean()
                 for each in (x, held_out)
             )
-        numbers["data_covariance"] = relative_error(temporal_covariance(x, law.mean), truth)
-        numbers["nearest"] = (near / far).item()
-    return numbers
+        return {
+            "data_covariance": relative_error(temporal_covariance(x, law.mean), law.gram()),
+            "nearest": (near / far).item(),
+        }
+
+
+FIELDS = tuple(field.name for field in fields(Cell))

@@ -13,7 +13,7 @@ import torch
 from ..data.process import GaussianProcess, decaying_process
 from ..diffusion.exact import WienerScore
 from ..training.config import TrainConfig
-from .run import QUICK_DATA, Run, accuracy, new_network
+from .run import QUICK_DATA, Run, accuracy, new_network, seeded
 from .statistics import expected_bands
 
 NUMBERS = ["path_kl", "coupled_ode_error"]
@@ -90,8 +90,7 @@ def comparison(settings: Comparison, run: Run) -> Path:
 def _wiener_rows(settings: Comparison, process: GaussianProcess) -> Iterator[dict[str, Any]]:
     for n in settings.wiener:
         for seed in settings.seeds:
-            generator = torch.Generator(process.mean.device).manual_seed(seed)
-            x = process.sample(n, generator, torch.float64)
+            x = process.sample(n, seeded(process, seed), torch.float64)
             yield {
                 "variant": f"Wiener filter, n = {n}", "seed": seed, "parameters": 0,
                 "seconds": 0.0, **accuracy(WienerScore(x), process, settings.monte_carlo),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,7 +24,16 @@ from ..measures.covariances import (
 )
 from ..measures.scores import score_error
 from ..training.config import TrainConfig
-from .run import PAPER_DATA, QUICK_DATA, Run, accuracy, half_weights, in_half_precision, new_network
+from .run import (
+    PAPER_DATA,
+    QUICK_DATA,
+    Run,
+    accuracy,
+    half_weights,
+    in_half_precision,
+    new_network,
+    seeded,
+)
 
 SCORE_STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the table of errors
 T_MAX = 10.0  # where sampling starts
@@ -94,9 +104,8 @@ def figure1(settings: Figure1, run: Run) -> Path:
         own = measured(network, x, process, settings)
         for table, rows in own.items():
             tables[table] += [{**row, "network": kind} for row in rows]
-        tables[f"{kind} history"], tables[f"{kind} evaluations"] = (
-            trained.history, trained.evaluations,
-        )  # fmt: skip
+        tables[f"{kind} history"] = trained.history
+        tables[f"{kind} evaluations"] = trained.evaluations
         before = accuracy(trained.model, process, settings.monte_carlo)
         numbers[kind] = {
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -115,19 +124,16 @@ def measured(
     score: Score, x: Tensor, process: GaussianProcess, settings: Figure1
 ) -> dict[str, Rows]:
     """Rows of a network: score errors by t, correlations by lag, covariance errors by n."""
-    device, mean = process.mean.device, process.mean.cpu()
     scores = [
-        {"t": t, "score_error": score_error(
-            score, process, t, 1024, torch.Generator(device).manual_seed(103)
-        )}
+        {"t": t, "score_error": score_error(score, process, t, 1024, seeded(process, 103))}
         for t in SCORE_STEPS
-    ]  # fmt: skip
-    gram = process.gram().cpu()
-    curves = (lag_correlations(c).tolist() for c in (temporal_covariance(x, mean).double(), gram))
-    lags = [
-        {"lag": lag, "correlation": own, "truth": truth}
-        for lag, (own, truth) in enumerate(zip(*curves, strict=True))
     ]
+    mean, gram = process.mean.cpu(), process.gram().cpu()
+    lags = {
+        "lag": range(process.seq_len),
+        "correlation": lag_correlations(temporal_covariance(x, mean).double()),
+        "truth": lag_correlations(gram),
+    }
     factors = {
         "temporal": (temporal_covariance, gram),
         "spatial": (spatial_covariance, process.spatial.cpu()),
@@ -139,7 +145,8 @@ def measured(
             floor = sampling_floor(process, n, factor)
             row = {"factor": factor, "n": n, "error": error, "floor": floor}
             covariances.append({**row, "debiased": debiased_error(error, floor)})
-    return {"scores": scores, "lags": lags, "covariances": covariances}
+    lag_rows = pd.DataFrame(lags).to_dict("records")
+    return {"scores": scores, "lags": lag_rows, "covariances": covariances}
 
 
 def _pictures(x: Tensor, settings: Figure1) -> dict[str, Tensor]:

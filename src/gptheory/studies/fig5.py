@@ -26,7 +26,7 @@ from ..networks.dit import DiT
 from ..probing import edits, maps, nulls, recording
 from ..probing.nulls import shuffled_frames
 from ..training.config import TrainConfig
-from .run import PAPER_DATA, QUICK_DATA, Run, half_weights, in_half_precision, new_network
+from .run import PAPER_DATA, QUICK_DATA, Run, half_weights, in_half_precision, new_network, seeded
 
 SHUFFLED = 8192  # sequences with frames in random order
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # diffusion steps, as denoising meets them
@@ -139,14 +139,14 @@ def training_data(null: str, process: GaussianProcess) -> GaussianProcess | Tens
         null: ``"trained"``, ``"white noise"`` or ``"shuffled"``.
         process: the law of the sequences.
     """
-    device = process.mean.device
     if null == "trained":
         return process
     if null == "white noise":
-        return GaussianProcess(torch.eye(process.seq_len, device=device), process.spatial)
+        white = torch.eye(process.seq_len, device=process.mean.device)
+        return GaussianProcess(white, process.spatial)
     if null != "shuffled":
         raise ValueError(f"null must be 'trained', 'white noise' or 'shuffled', got {null!r}")
-    generator = torch.Generator(device).manual_seed(SHUFFLED)
+    generator = seeded(process, SHUFFLED)
     return shuffled_frames(process.sample(SHUFFLED, generator), generator)
 
 
@@ -219,8 +219,7 @@ def _ablations(
             cases.append((label, layer + 1, AT, edited))
     full = {}
     for label, layer, t, score in cases:
-        generator = torch.Generator(process.mean.device).manual_seed(103)
-        error = score_error(score, process, t, settings.ablated, generator)
+        error = score_error(score, process, t, settings.ablated, seeded(process, 103))
         ratio = error / full.setdefault(t, error)  # "none" comes first
         yield {"edit": label, "layer": layer, "t": t, "score_error": error, "ratio": ratio}
 
@@ -242,5 +241,5 @@ def _pictures(network: DiT, process: GaussianProcess, settings: Probing) -> Tens
 
 def _noised(process: GaussianProcess, n: int, t: float) -> Tensor:
     """n noised sequences, the same ones on every call, (n, N, d)."""
-    generator = torch.Generator(process.mean.device).manual_seed(104)
+    generator = seeded(process, 104)
     return perturb(process.sample(n, generator), t, generator)[0]

@@ -24,7 +24,7 @@ from ..probing.maps import lag_profile
 from ..probing.recording import record
 from ..support.draws import normal_like
 from ..training.config import TrainConfig, TrainingDivergedError
-from .run import Run
+from .run import Run, seeded
 
 STARTS = ("constructed, zeros kept", "constructed, all weights", "random, all weights")
 PARTS = {"query and key": ("query", "key"), "value": ("value", "output")}
@@ -134,7 +134,7 @@ def toeplitz_defect(maps: Tensor) -> float:
 
 def _runs(settings: FineTuning, process: GaussianProcess, run: Run) -> Iterator[dict[str, Any]]:
     original = built(settings, run.device)
-    draw = torch.Generator(run.device).manual_seed(7)
+    draw = seeded(process, 7)
     v, _ = perturb(process.sample(1, draw), PROBE_STEP, draw)
     for start, rates in settings.rates.items():
         for rate, seed in ((r, s) for r in rates for s in settings.seeds):
@@ -185,8 +185,7 @@ def _flat(model: nn.Module) -> Tensor:
 
 
 def _divergence(score: nn.Module, process: GaussianProcess) -> float | None:
-    generator = torch.Generator(process.mean.device).manual_seed(101)
-    return _finite(path_kl(score, process, generator=generator))
+    return _finite(path_kl(score, process, generator=seeded(process, 101)))
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ Every part is a grid of :class:`LatentCell`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from ..latent.subspace import (
 )
 from ..networks.dit import DiT
 from ..support.precision import full_precision
-from ..support.validation import require_count, require_nonnegative, require_positive
+from ..support.validation import require_nonnegative, require_positive
 from ..training.config import TrainConfig
 from ..training.ensemble import Member
 from .cells import SweepCell
@@ -82,6 +83,7 @@ class LatentCell(SweepCell):
 
     FORMAT: ClassVar[str] = "latent-2"
     OWN: ClassVar[frozenset[str]] = frozenset({"n", "law", "seed"})
+    KNOWN: ClassVar[Mapping[str, tuple[str, ...]]] = {"network": NETWORKS, "law": tuple(LATENTS)}
 
     network: str = "latent"
     n: int | None = None
@@ -98,28 +100,24 @@ class LatentCell(SweepCell):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("network", NETWORKS), ("law", tuple(LATENTS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        for name in ("ambient_dim", "latent_dim", "steps", "batch_size", "hidden", "depth"):
-            require_count(name, getattr(self, name))
+        super().__post_init__()
         require_sizes(self.ambient_dim, self.latent_dim)
         require_positive("learning_rate", self.learning_rate)
         require_nonnegative("noise", self.noise)
-        if self.tokens is not None:
-            require_count("tokens", self.tokens)
         if self.hidden % (2 * HEADS):
             raise ValueError(f"hidden must be a multiple of {2 * HEADS}, got {self.hidden}")
-        size = self.latent_dim if self.network == "latent" else self.ambient_dim
-        if self.latent_dim % 2 or size % self._tokens:
+        if self.latent_dim % 2 or self._size % self._tokens:
             raise ValueError(
-                f"{size} coordinates cannot be divided into {self._tokens} tokens"
+                f"{self._size} coordinates cannot be divided into {self._tokens} tokens"
                 f" (latent_dim={self.latent_dim} must be even)"
             )
         if self.n is not None:
-            require_count("n", self.n)
             warn_if_few(self.n, self.latent_dim)
-        super().__post_init__()
+
+    @property
+    def _size(self) -> int:
+        """Coordinates that the transformer divides into tokens."""
+        return self.latent_dim if self.network == "latent" else self.ambient_dim
 
     @property
     def _tokens(self) -> int:
@@ -142,9 +140,8 @@ class LatentCell(SweepCell):
     def member(self) -> Member:
         """The untrained network, its data and the seed of its noise."""
         weights = self._generator("weights", "network", "hidden", "depth", "seed")
-        size = self.latent_dim if self.network == "latent" else self.ambient_dim
         inside = DiT(
-            size // self._tokens, self._tokens, self.hidden, HEADS, self.depth,
+            self._size // self._tokens, self._tokens, self.hidden, HEADS, self.depth,
             fused=False, generator=weights,
         )  # fmt: skip
         if self.network == "latent":
@@ -163,48 +160,58 @@ class LatentCell(SweepCell):
         )  # fmt: skip
 
     def assess(self, score: Score) -> dict[str, float]:
-        """See :func:`assess`."""
-        return assess(score, self)
+        r"""How far a score is from the exact one of the law, on noise that all cells share.
 
+        Args:
+            score: called as (v, t).
 
-def assess(score: Score, cell: LatentCell) -> dict[str, float]:
-    r"""How far a score is from the exact one of a cell's law, on noise that all cells share.
+        Returns:
+            - ``on``, ``off``: see :func:`.support_errors`;
+            - ``linear``: the first for the best score that is linear, from the true covariance;
+            - ``energy``: orthogonal energy of generated samples over what is exact,
+              :math:`\sigma_{t_0}^2 + \alpha_{t_0}^2\tau^2`;
+            - ``sliced``, ``sliced_floor``: distance of their latents from true ones, and of true
+              ones from each other;
 
-    Args:
-        score: called as (v, t).
-        cell: names law and training set.
+            and for a latent network
 
-    Returns:
-        - ``on``, ``off``: see :func:`.support_errors`;
-        - ``linear``: the first for the best score that is linear, from the true covariance;
-        - ``energy``: orthogonal energy of generated samples over what is exact,
-          :math:`\sigma_{t_0}^2 + \alpha_{t_0}^2\tau^2`;
-        - ``sliced``, ``sliced_floor``: distance of their latents from true ones, and of true ones
-          from each other;
+            - ``subspace``: error of its encoder; ``control``: the same against the basis with its
+              rows in another order;
+            - ``orthonormality``: largest entry of :math:`W^\top W - I`;
+            - ``pca``: subspace error of PCA on the same training set, where n is finite.
+        """
+        data = self.data()
+        draws = [torch.Generator().manual_seed(seed) for seed in range(201, 206)]
+        numbers = support_errors(score, data, generator=draws[0])
+        linear = support_errors(ExactScore(linear_rival(data)), data, generator=draws[1])
+        numbers["linear"] = linear["on"]
+        x = sample(
+            score, GENERATED, 1, self.ambient_dim, steps=SOLVER_STEPS, t_min=STEPS[0], t_max=T_MAX,
+            generator=draws[2], final_denoise=False, show_progress=False,
+        )  # fmt: skip
+        exact = sigma(STEPS[0]) ** 2 + (alpha(STEPS[0]) * self.noise) ** 2
+        if self.latent_dim < self.ambient_dim:
+            numbers["energy"] = orthogonal_energy(x, data) / exact
+        numbers |= _latent_distances(data.encode(x), data, draws[3])
+        if isinstance(score, LatentScore):
+            numbers |= self._recovery(score.encoder.detach(), data, draws[4])
+        return numbers
 
-        and for a latent network
-
-        - ``subspace``: error of its encoder; ``control``: the same against the basis with its rows
-          in another order;
-        - ``orthonormality``: largest entry of :math:`W^\top W - I`;
-        - ``pca``: subspace error of PCA on the same training set, where n is finite.
-    """
-    data = cell.data()
-    draws = [torch.Generator().manual_seed(seed) for seed in range(201, 206)]
-    numbers = support_errors(score, data, generator=draws[0])
-    linear = support_errors(ExactScore(linear_rival(data)), data, generator=draws[1])
-    numbers["linear"] = linear["on"]
-    x = sample(
-        score, GENERATED, 1, cell.ambient_dim, steps=SOLVER_STEPS, t_min=STEPS[0], t_max=T_MAX,
-        generator=draws[2], final_denoise=False, show_progress=False,
-    )  # fmt: skip
-    exact = sigma(STEPS[0]) ** 2 + (alpha(STEPS[0]) * cell.noise) ** 2
-    if cell.latent_dim < cell.ambient_dim:
-        numbers["energy"] = orthogonal_energy(x, data) / exact
-    numbers |= _latent_distances(data.encode(x), data, draws[3])
-    if isinstance(score, LatentScore):
-        numbers |= _recovery(score.encoder.detach(), cell, data, draws[4])
-    return numbers
+    def _recovery(
+        self, encoder: torch.Tensor, data: SubspaceData, generator: torch.Generator
+    ) -> dict[str, float]:
+        order = torch.randperm(self.ambient_dim, generator=generator, device="cpu")
+        with full_precision():
+            gram = encoder.T @ encoder
+        numbers = {
+            "subspace": subspace_error(encoder, data.basis),
+            "control": subspace_error(encoder, data.basis[order]),
+            "orthonormality": (gram - torch.eye(len(gram))).abs().max().item(),
+        }
+        if self.n is not None and self.n >= self.latent_dim:
+            basis = principal_subspace(self.training_set(), self.latent_dim)
+            numbers["pca"] = subspace_error(basis, data.basis)
+        return numbers
 
 
 def linear_rival(data: SubspaceData) -> SubspaceData:
@@ -234,23 +241,6 @@ def _latent_distances(
         "sliced": sliced_distance(h, one, generator=generator),
         "sliced_floor": sliced_distance(other, one, generator=generator),
     }
-
-
-def _recovery(
-    encoder: torch.Tensor, cell: LatentCell, data: SubspaceData, generator: torch.Generator
-) -> dict[str, float]:
-    order = torch.randperm(cell.ambient_dim, generator=generator, device="cpu")
-    with full_precision():
-        gram = encoder.T @ encoder
-    numbers = {
-        "subspace": subspace_error(encoder, data.basis),
-        "control": subspace_error(encoder, data.basis[order]),
-        "orthonormality": (gram - torch.eye(len(gram))).abs().max().item(),
-    }
-    if cell.n is not None and cell.n >= cell.latent_dim:
-        basis = principal_subspace(cell.training_set(), cell.latent_dim)
-        numbers["pca"] = subspace_error(basis, data.basis)
-    return numbers
 
 
 SEEDS = [0, 1, 2, 3]

@@ -7,7 +7,6 @@ the book draws paper-scale figures on any laptop.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ..support.files import DamagedFileError, digest, load_arrays, packed, to_json, write_atomically
+from ..support.files import (
+    DamagedFileError,
+    digest,
+    load_arrays,
+    packed,
+    sealed,
+    unsealed,
+    write_atomically,
+)
 
 SIZE_LIMIT = 1_500_000  # bytes of a result that travels inside the package
 DIGITS = 6  # significant, of the numbers in tables
@@ -90,9 +97,7 @@ def save_result(
         "seconds": round(seconds, 1),
         "arrays": digest(content),
     }
-    record = json.loads(to_json(record))
-    record["digest"] = digest(record)
-    return _put(Path(folder), name, content, (to_json(record, indent=1) + "\n").encode())
+    return _put(Path(folder), name, content, sealed(record, indent=1))
 
 
 def move_result(record: Path, folder: str | Path) -> Path:
@@ -132,13 +137,7 @@ def load_result(name: str, folder: str | Path | None = None) -> Result:
     if not path.is_file():
         known = ", ".join(stored_results(folder)) or "none"
         raise FileNotFoundError(f"there is no result {name!r} in {folder}; there are: {known}")
-    try:
-        record = json.loads(path.read_bytes())
-        claimed = record.pop("digest")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise DamagedFileError(f"{path} is damaged: it is no record of a result") from None
-    if claimed != digest(record):
-        raise DamagedFileError(f"{path} is damaged: its contents do not match its digest")
+    record = unsealed(path)
     arrays_path = _waiting(folder, name, record["arrays"])
     if not arrays_path.is_file():
         arrays_path = folder / f"{name}.safetensors"

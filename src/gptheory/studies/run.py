@@ -164,13 +164,16 @@ def new_network(kind: str, seq_len: int, dim: int, seed: int, **options: Any) ->
     return NETWORKS[kind](dim, seq_len, generator=torch.Generator().manual_seed(seed), **options)
 
 
+def seeded(process: GaussianProcess, seed: int) -> torch.Generator:
+    """A generator on the device of a law: what is measured twice is measured on one noise."""
+    return torch.Generator(process.mean.device).manual_seed(seed)
+
+
 def accuracy(score: Score, process: GaussianProcess, monte_carlo: int = 4096) -> dict[str, float]:
     """The two numbers that say most: path divergence and coupled-ODE error, on fixed noise."""
-    device = process.mean.device
-    draws = [torch.Generator(device).manual_seed(seed) for seed in (101, 102)]
     return {
-        "path_kl": path_kl(score, process, n=monte_carlo, generator=draws[0]),
-        "coupled_ode_error": coupled_ode_error(score, process, generator=draws[1]),
+        "path_kl": path_kl(score, process, n=monte_carlo, generator=seeded(process, 101)),
+        "coupled_ode_error": coupled_ode_error(score, process, generator=seeded(process, 102)),
     }
 
 

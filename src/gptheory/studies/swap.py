@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.process import GaussianProcess, decaying_process
@@ -28,7 +27,7 @@ from ..networks.polynomial import with_polynomial_attention
 from ..probing.recording import logit_ranges
 from ..training.config import TrainConfig
 from .results import load_result
-from .run import PAPER_DATA, QUICK_DATA, Run, new_network, stored_network
+from .run import PAPER_DATA, QUICK_DATA, Run, new_network, seeded, stored_network
 
 SHOWN_PATHS = 4
 
@@ -82,8 +81,7 @@ def swap(settings: Swap, run: Run) -> Path:
         network = run.train("DiT", fresh, process, settings.training).model
     else:
         network = stored_network(load_result(settings.network), "DiT").to(run.device)
-    draw = torch.Generator(run.device).manual_seed(0)
-    ranges = logit_ranges(network, process, settings.steps, settings.samples, draw)
+    ranges = logit_ranges(network, process, settings.steps, settings.samples, seeded(process, 0))
     truth = _generated(ExactScore(process), process, settings, run)
     arrays, quality = {"paths.exact": truth[:SHOWN_PATHS].half()}, []
     for degree in (-1, *settings.degrees):
@@ -108,8 +106,7 @@ def _generated(score: Score, process: GaussianProcess, settings: Swap, run: Run)
     """Sequences from the same noise, whatever the score."""
     return sample(
         score, settings.samples, process.seq_len, process.dim, steps=settings.solver_steps,
-        generator=torch.Generator(run.device).manual_seed(1), device=run.device,
-        show_progress=run.show,
+        generator=seeded(process, 1), device=run.device, show_progress=run.show,
     )  # fmt: skip
 
 
@@ -117,20 +114,16 @@ def _quality(
     score: Score, x: Tensor, truth: Tensor, process: GaussianProcess, settings: Swap
 ) -> dict[str, float]:
     """Numbers of a score, and of what it generated from the noise from which the truth came."""
-
-    def draw() -> torch.Generator:
-        return torch.Generator(process.mean.device).manual_seed(2)
-
     n = settings.monte_carlo
     errors = {
-        f"score error, t = {t:g}": score_error(score, process, t, min(n, 128), draw())
+        f"score error, t = {t:g}": score_error(score, process, t, min(n, 128), seeded(process, 2))
         for t in settings.score_steps
     }
     error = relative_error(temporal_covariance(x, process.mean), process.gram().to(x))
     floor = sampling_floor(process, settings.samples)
     return {
         **errors,
-        "path_kl": path_kl(score, process, n=n, generator=draw()),
+        "path_kl": path_kl(score, process, n=n, generator=seeded(process, 2)),
         "coupled_ode_error": relative_error(x, truth),
         "covariance error, debiased": debiased_error(error, floor),
     }

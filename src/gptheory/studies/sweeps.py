@@ -8,7 +8,7 @@ over machines never computes a cell twice. All randomness of a cell comes from i
 
 from __future__ import annotations
 
-import json
+import contextlib
 import tempfile
 import time
 import warnings
@@ -30,7 +30,8 @@ from ..support.files import (
     load_arrays,
     provenance,
     save_arrays,
-    to_json,
+    sealed,
+    unsealed,
     write_atomically,
 )
 from ..support.progress import progress
@@ -85,7 +86,7 @@ def sweep(
 
     Returns:
         One row a cell, in the order given: its fields, the numbers that it measures
-        (:func:`.cells.assess`), and ``error``, the reason why a cell has no numbers.
+        (its ``assess``), and ``error``, the reason why a cell has no numbers.
 
     Raises:
         ValueError: for an empty grid.
@@ -101,9 +102,15 @@ def sweep(
         raise ValueError("the grid is empty: a sweep needs at least one cell")
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # fails here and not after an hour of work
-    _report_unusable(folder, cells)
-    missing = {cell for cell in cells if _stored(folder, cell) is None}
-    pending = [group for group in _groups(cells) if not missing.isdisjoint(group)]
+    missing = dict.fromkeys(cell for cell in cells if _stored(folder, cell) is None)
+    unusable = [path.name for path in (_file(folder, cell) for cell in missing) if path.exists()]
+    if unusable:
+        warnings.warn(
+            f"{len(unusable)} files in {folder} are damaged or were written by another version,"
+            f" {unusable[0]} among them; their cells are computed again",
+            stacklevel=2,
+        )
+    pending = [group for group in _groups(cells) if not missing.keys().isdisjoint(group)]
     jobs = (delayed(_run_group)(group, folder) for group in pending)
     finished = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     done = (cell for group in finished for cell in group)
@@ -222,46 +229,40 @@ def _scores(cells: list[SweepCell], path: Path) -> list[Score | Exception]:
     closed = [_guarded(cell.closed_form) for cell in cells]
     if closed[0] is not None:  # cells of one group are of one kind
         return closed
-    members = [_guarded(cell.member) for cell in cells]
-    sound = [k for k, member in enumerate(members) if isinstance(member, Member)]
-    names = [cells[k].name for k in sound]
-    if not sound:
-        return members
-    trained = _remembered([members[k] for k in sound], names, cells[0].training(), path)
-    for k, outcome in zip(sound, trained, strict=True):
-        members[k] = outcome
-    return members
+    made = [_guarded(cell.member) for cell in cells]
+    members = {
+        cell.name: member
+        for cell, member in zip(cells, made, strict=True)
+        if isinstance(member, Member)
+    }
+    trained = _trained(members, cells[0].training(), path) if members else {}
+    return [trained.get(cell.name, error) for cell, error in zip(cells, made, strict=True)]
 
 
-def _remembered(
-    members: list[Member], names: list[str], config: TrainConfig, path: Path
-) -> list[nn.Module | Exception]:
+def _trained(
+    members: dict[str, Member], config: TrainConfig, path: Path
+) -> dict[str, nn.Module | Exception]:
     """Train, or read the weights that a killed run left behind."""
-    try:
+    with contextlib.suppress(FileNotFoundError, DamagedFileError):
         arrays, record = load_arrays(path)
-    except (FileNotFoundError, DamagedFileError):
-        record = {}
-    if not set(names) <= set(record.get("names", [])):
-        outcomes = fit_ensemble(members, config)
-        models = {n: m for n, m in zip(names, outcomes, strict=True) if isinstance(m, nn.Module)}
-        arrays = {f"{n}.{k}": x for n, m in models.items() for k, x in m.state_dict().items()}
-        errors = {n: str(e) for n, e in zip(names, outcomes, strict=True) if n not in models}
-        record = {"names": names, "errors": errors}
-        save_arrays(path, arrays, record)
-    return [
-        _restored(member.model, name, arrays, record["errors"])
-        for member, name in zip(members, names, strict=True)
-    ]
+        if members.keys() <= set(record["names"]):
+            return {name: _restored(name, m, arrays, record) for name, m in members.items()}
+    outcomes = dict(zip(members, fit_ensemble([*members.values()], config), strict=True))
+    models = {name: m for name, m in outcomes.items() if isinstance(m, nn.Module)}
+    arrays = {f"{name}.{k}": x for name, m in models.items() for k, x in m.state_dict().items()}
+    errors = {name: str(error) for name, error in outcomes.items() if name not in models}
+    save_arrays(path, arrays, {"names": [*members], "errors": errors})
+    return outcomes
 
 
 def _restored(
-    model: nn.Module, name: str, arrays: Mapping[str, Tensor], errors: Mapping[str, str]
+    name: str, member: Member, arrays: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> nn.Module | Exception:
-    if name in errors:
-        return TrainingDivergedError(errors[name])
+    if name in record["errors"]:
+        return TrainingDivergedError(record["errors"][name])
     own = {k.removeprefix(f"{name}."): x for k, x in arrays.items() if k.startswith(f"{name}.")}
-    model.load_state_dict(own)
-    return model.eval().requires_grad_(False)
+    member.model.load_state_dict(own)
+    return member.model.eval().requires_grad_(False)
 
 
 def _guarded(make: Callable[[], Any]) -> Any:
@@ -290,31 +291,13 @@ def _store(
         "format": cell.FORMAT, "cell": asdict(cell), "numbers": numbers, "error": error,
         "seconds": round(seconds, 3), "provenance": provenance(),
     }  # fmt: skip
-    record["digest"] = digest(record)
-    write_atomically(_file(folder, cell), (to_json(record) + "\n").encode())
+    write_atomically(_file(folder, cell), sealed(record))
 
 
 def _stored(folder: Path, cell: SweepCell) -> dict[str, Any] | None:
     """The record of a cell, or None where there is none that can be used."""
     try:
-        record = json.loads(_file(folder, cell).read_bytes())
-        claimed = record.pop("digest")
-    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+        record = unsealed(_file(folder, cell))
+    except (FileNotFoundError, DamagedFileError):
         return None
-    sound = claimed == digest(record) and record["format"] == cell.FORMAT
-    return record if sound else None
-
-
-def _report_unusable(folder: Path, cells: Sequence[SweepCell]) -> None:
-    """Warn of files that are there and cannot be used."""
-    unusable = [
-        path.name
-        for path, cell in ((_file(folder, cell), cell) for cell in cells)
-        if path.exists() and _stored(folder, cell) is None
-    ]
-    if unusable:
-        warnings.warn(
-            f"{len(unusable)} files in {folder} are damaged or were written by another version,"
-            f" {unusable[0]} among them; their cells are computed again",
-            stacklevel=3,
-        )
+    return record if record["format"] == cell.FORMAT else None

@@ -162,12 +162,10 @@ def video_study(settings: VideoStudy, run: Run) -> Path:
         if film is films[0] or film.classes:
             arrays |= shown(studio)
     numbers = {}
-    for table in ("ball", "digits"):
-        if table not in tables:
-            continue
+    for table in [name for name in ("ball", "digits") if name in tables]:
         medians = pd.DataFrame(tables[table]).groupby("kind").median(numeric_only=True)
-        for kind, row in medians.drop(columns="seed").iterrows():
-            numbers[f"{table}, {kind}"] = row.to_dict()
+        rows = medians.drop(columns="seed").to_dict("index")
+        numbers |= {f"{table}, {kind}": row for kind, row in rows.items()}
     record = {"network": settings.ball.network().config, **asdict(settings)}
     return run.save(record, numbers, tables, arrays)
 
@@ -285,11 +283,7 @@ def lag_rows(studio: Studio, kind: str, centres: Tensor) -> list[dict[str, Any]]
         "position": lag_correlations(temporal_covariance(centres, torch.zeros(2))),
         "latent": lag_correlations(temporal_covariance(studio.videos[kind])),
     }
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [
-        {**dict(zip(columns, row, strict=True)), "kind": kind, "lag": lag}
-        for lag, row in enumerate(values)
-    ]
+    return pd.DataFrame(columns).assign(kind=kind, lag=range(len(gamma))).to_dict("records")
 
 
 def digits_row(
@@ -328,9 +322,9 @@ def attention_rows(studio: Studio) -> list[dict[str, Any]]:
 @torch.no_grad()
 def attention_maps(studio: Studio, kind: str, t: float) -> Tensor:
     """Maps of a network on noised data, (depth, batch, heads, N, N), on the CPU."""
+    network = studio.networks[kind]
     generator = torch.Generator().manual_seed(studio.film.training.seed)
     v, _ = perturb(studio.latents[:ATTENTION_VIDEOS], t, generator)
-    network = studio.networks[kind]
     return torch.stack([seen.maps for seen in record(network, v.to(network.embedding), t)]).cpu()
 
 

@@ -158,6 +158,34 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return arrays, json.loads(header["record"])
 
 
+def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """The content of a file that holds a record and its digest: see :func:`unsealed`.
+
+    Args:
+        record: JSON values.
+        indent: of the text.
+    """
+    record = json.loads(to_json(record))
+    return (to_json({**record, "digest": digest(record)}, indent=indent) + "\n").encode()
+
+
+def unsealed(path: str | Path) -> dict[str, Any]:
+    """The record in a file, verified.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if its content did not come from :func:`sealed`.
+    """
+    try:
+        record = json.loads(Path(path).read_bytes())
+        claimed = record.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise DamagedFileError(f"{path} is damaged: it is no record") from None
+    if claimed != digest(record):
+        raise DamagedFileError(f"{path} is damaged: its contents do not match its digest")
+    return record
+
+
 def remembered(
     path: str | Path,
     identity: Mapping[str, Any],
