@@ -142,6 +142,7 @@ REFUSED = {
 INNER = {
     "networks.dit": "layers", "networks.baselines": "layers", "networks.score_network": "layers",
     "networks.polynomial": "layers", "attention.layer": "layers", "construction": "layers, weights",
+    "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
     "as_level": "a change of shape", "noised_score": "what ExactScore has checked",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",

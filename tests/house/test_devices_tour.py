@@ -7,7 +7,7 @@ import pytest
 import torch
 from tour.stop import Stop
 
-import gptheory.kernels
+from gptheory.data import kernels
 
 CPU = torch.device("cpu")
 STOPS = api_tour.stops()
@@ -34,10 +34,11 @@ def test_a_new_function_without_a_stop_is_noticed(toured, monkeypatch):
         return lag / 2
 
     half.__module__ = "gptheory.data.kernels"
-    monkeypatch.setattr(gptheory.kernels, "half", half, raising=False)
-    monkeypatch.setattr(gptheory.data.kernels.Matern, "half", half, raising=False)
+    monkeypatch.setattr(kernels, "half", half, raising=False)
+    monkeypatch.setattr(kernels.Matern, "half", half, raising=False)
     _found, seen = toured
-    assert api_tour.uncalled(seen) == ["gptheory.data.kernels.Matern.half", "gptheory.kernels.half"]
+    names = ["gptheory.data.kernels.Matern.half", "gptheory.data.kernels.half"]
+    assert api_tour.uncalled(seen) == names
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda stop: stop.name)

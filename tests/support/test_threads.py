@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 
 from gptheory.studies import growth as growing
 from gptheory.studies import sweeps as sweeping
+from gptheory.studies.run import Run
 from gptheory.support.threads import one_thread
 
 
@@ -99,7 +100,7 @@ def test_sweeps_and_measurements_give_the_number_back(tmp_path, monkeypatch):
         cells = sweeping.grid(estimator="wiener", n=8, seq_len=4, dim=2, seed=len(seen))
         sweeping.sweep(cells, tmp_path, show_progress=False)
         small = growing.Growth(dim=1, degree=2, gradient_degree=2, lengths=(8,), rounds=1)
-        growing.attention_growth(small, "growth", torch.device("cpu"), tmp_path)
+        growing.attention_growth(small, Run("growth", torch.device("cpu"), tmp_path))
         return torch.get_num_threads()
 
     assert work() == in_a_new_thread(work) == 3
