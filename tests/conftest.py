@@ -12,4 +12,4 @@ settings.register_profile("gptheory", derandomize=True, deadline=None)
 settings.load_profile("gptheory")
 
 # It replaces parts of torch, and so has a process of its own: make test-devices.
-collect_ignore = [] if "pretend_device" in sys.modules else ["test_pretend_device.py"]
+collect_ignore = [] if "pretend_device" in sys.modules else ["house/test_pretend_device.py"]

@@ -359,13 +359,13 @@ def test_long_sequences_fit_in_two_gigabytes():
     code = (
         "import torch\n"
         "from benchmarks.memory import peak_resident_bytes\n"
-        "from gptheory.polyattention import poly_attention\n"
+        "from gptheory.attention import poly_attention\n"
         "q, k, v = (torch.rand(2**17, 4) for _ in range(3))\n"
         "assert torch.isfinite(poly_attention(q, k, v, 4)).all()\n"
         "print(peak_resident_bytes())\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True,
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True,
         text=True, check=True,
     )  # fmt: skip
     assert 5e7 < int(run.stdout) < 2e9

@@ -49,11 +49,11 @@ def test_descends_to_the_score():
 @pytest.fixture
 def root(tmp_path):
     """A small repository whose ledger is true."""
-    for folder in ("book", "src/gptheory", "tests"):
+    for folder in ("book", "src/gptheory/diffusion", "tests/diffusion"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "book/statements.toml").write_text(STATEMENTS)
-    (tmp_path / "src/gptheory/unroll.py").write_text(MODULE)
-    (tmp_path / "tests/test_unroll.py").write_text(TESTS)
+    (tmp_path / "src/gptheory/diffusion/unroll.py").write_text(MODULE)
+    (tmp_path / "tests/diffusion/test_unroll.py").write_text(TESTS)
     metadata = {
         "gptheory": {"statements": ["FDGWC Lemma 1"]},
         "mystnb": {"figure": {"name": "fig-rate"}},
@@ -71,6 +71,14 @@ def test_the_books_ledger_is_true():
     assert problems(ledger.ROOT) == []
 
 
+def test_every_proved_row_of_the_book_keeps_its_code():
+    """A tool that looked in the wrong folder would find no marker, and no marker that is wrong."""
+    book = ledger.read_book(ledger.ROOT)
+    coded = [marker.statement for marker in book.markers if marker.kind == "code"]
+    assert len(coded) >= 57
+    assert {row.id for row in book.statements if row.state == "proved"} <= set(coded)
+
+
 def test_the_books_ledger_page_is_up_to_date():
     page = (ledger.ROOT / "book/ledger.md").read_text(encoding="utf-8")
     assert page == ledger.render(ledger.read_book(ledger.ROOT)), "run `make ledger`"
@@ -79,9 +87,9 @@ def test_the_books_ledger_page_is_up_to_date():
 def test_page_links_code_tests_and_figures(root):
     assert problems(root) == []
     page = ledger.render(ledger.read_book(root))
-    assert "Code: {py:func}`~gptheory.unroll.descend`" in page
-    assert "Code: {py:class}`~gptheory.unroll.Sweep`" in page
-    assert "Tests: `test_unroll`: *descends to the score*" in page
+    assert "Code: {py:func}`~gptheory.diffusion.unroll.descend`" in page
+    assert "Code: {py:class}`~gptheory.diffusion.unroll.Sweep`" in page
+    assert "Tests: `diffusion/test_unroll`: *descends to the score*" in page
     assert "*Found:* the bound is sharp." in page
     assert "**proved** (1: 1 FDGWC)" in page
     assert "Shown in: {numref}`fig-rate`" in page
@@ -91,10 +99,11 @@ def test_page_links_code_tests_and_figures(root):
 @pytest.mark.parametrize(
     ("file", "old", "new", "complaint"),
     [
-        ("tests/test_unroll.py", "@pytest.mark.statement", "# ", "no test has"),
-        ("tests/test_unroll.py", "Lemma 1", "Lemma 7", "names 'FDGWC Lemma 7'"),
-        ("src/gptheory/unroll.py", "Lemma 1,", "Lemma 10,", "names 'FDGWC Lemma 10"),
-        ("src/gptheory/unroll.py", "Fig. 4a", "Fig. 4", "names 'FDGWC Fig. 4."),
+        ("tests/diffusion/test_unroll.py", "@pytest.mark.statement", "# ", "no test has"),
+        ("tests/diffusion/test_unroll.py", "Lemma 1", "Lemma 7", "names 'FDGWC Lemma 7'"),
+        ("src/gptheory/diffusion/unroll.py", "Lemma 1,", "Lemma 10,", "names 'FDGWC Lemma 10"),
+        ("src/gptheory/diffusion/unroll.py", "Source: FDGWC Lemma 1", "See", "no code names"),
+        ("src/gptheory/diffusion/unroll.py", "Fig. 4a", "Fig. 4", "names 'FDGWC Fig. 4."),
         ("book/01-descent.ipynb", "Lemma 1", "Lemma 2", "names 'FDGWC Lemma 2'"),
         ("book/statements.toml", '"proved"', '"obvious"', "state 'obvious' is none of"),
         ("book/statements.toml", '"planned"', '"quoted"', "gives no reason"),

@@ -128,9 +128,9 @@ every_exact_score = pytest.mark.parametrize(
 def called_as_scores() -> set[type]:
     """Public classes of the package that are called as (v, t)."""
     found = set()
-    for module in pkgutil.iter_modules(gptheory.__path__):
-        if not module.name.startswith("_"):
-            own = importlib.import_module(f"gptheory.{module.name}")
+    for module in pkgutil.walk_packages(gptheory.__path__, "gptheory."):
+        if not module.name.endswith("__"):
+            own = importlib.import_module(module.name)
             found |= {x for x in vars(own).values() if inspect.isclass(x) and _takes_v_and_t(x)}
     return {kind for kind in found if not kind.__name__.startswith("_")}
 

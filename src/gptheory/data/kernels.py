@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from ..support.validation import as_floating, require_positive
@@ -125,6 +124,8 @@ def _log_matern(order: float, x: Tensor) -> Tensor:
         return -x
     if order == 1.5:
         return torch.log1p(x) - x
+    from scipy import special  # half a second that nothing else in the room needs
+
     z = x.detach().cpu().double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         log_bessel = np.log(special.kve(order, z)) - z
