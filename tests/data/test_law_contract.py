@@ -68,9 +68,9 @@ CONTEXTS = {
 def drawn_from() -> set[type]:
     """Public classes of the package that have a method ``sample``."""
     found = set()
-    for module in pkgutil.iter_modules(gptheory.__path__):
-        if not module.name.startswith("_"):
-            own = vars(importlib.import_module(f"gptheory.{module.name}")).values()
+    for module in pkgutil.walk_packages(gptheory.__path__, "gptheory."):
+        if not module.name.endswith("__"):
+            own = vars(importlib.import_module(module.name)).values()
             found |= {x for x in own if inspect.isclass(x) and hasattr(x, "sample")}
     ours = {kind for kind in found if kind.__module__.startswith("gptheory")}
     return {kind for kind in ours if not inspect.isabstract(kind)}
