@@ -34,7 +34,7 @@ from gptheory.measures import gaussian_kl, gaussian_w2, relative_error, temporal
 from gptheory.networks import DiT
 from gptheory.networks.score_network import Clock
 from gptheory.probing import maps
-from gptheory.support.validation import require_floating, require_one_device, require_real
+from gptheory.support.validation import as_real, require_floating, require_one_device
 from gptheory.training import TrainConfig, fit_ensemble
 from gptheory.training.ensemble import Member
 
@@ -69,7 +69,7 @@ NUMBERS = """
     diffusion.floating_step t; schedule.step_tensor t; precondition.Clock.forward t;
     transformer.StepFeatures.forward t; transformer.Lift.forward t; matching.matching_error t;
     diffusion.levels t;
-    validation.require_real values; validation.as_real values; validation.as_floating values
+    validation.as_real values; validation.as_floating values
 """
 # steps that are looked at, where they lie on the CPU
 STEPS = """
@@ -102,7 +102,7 @@ SEQUENCES = """
     transformer.ScoreTransformer.states v; unroll.UnrolledScore.filtered v;
     latent.SubspaceData.encode v;
     latent.SubspaceData.decode h; latent.SubspaceData.split v; latent.LatentScore.forward v;
-    latent.FullScore.forward v; diffusion.perturb x; diffusion.normal_like x; diffusion.levels v;
+    latent.FullScore.forward v; diffusion.perturb x; draws.normal_like x; diffusion.levels v;
     matching.matching_loss x; sample.trajectory v; sample.restart x; probe.record v;
     probe.Edited.__call__ v; maps.denoiser_jacobian v; probing.shuffled_frames x;
     video.LatentMap.decode latents;
@@ -161,14 +161,17 @@ INNER = {
     "dit": "layers", "unet": "layers", "precondition": "layers", "transformer": "layers",
     "polydit": "layers", "heads": "weights", "blueprint": "weights", "assembly": "weights",
     "subspaces": "weights", "spectra": "linear algebra on matrices that were checked",
-    "drawing": "pictures", "plotting": "pictures", "unroll.as_level": "a change of shape",
+    "noise": "draws of a process that was checked", "drawing": "pictures", "plotting": "pictures",
+    "unroll.as_level": "a change of shape",
     "process.GaussianProcess.noised_score": "what ExactScore has checked",
     "mixture.GaussianMixture.noised_score": "what ExactScore has checked",
     "latent.SubspaceData.noised_score": "what ExactScore has checked",
-    "polyattention.monomials": "products", "matching.matching_error": "sums of squares",
+    "kernels.diagonal_means": "averages", "polyattention.monomials": "products",
+    "matching.matching_error": "sums of squares",
     "train.draw_batch": "rows of checked data", "train.require_fitting": "looks at shapes",
     "ensemble.Member": "a record, checked by fit_ensemble", "probe.Seen": "a record",
     "rounding": "sizes of rounding", "validation.require_values": "looks at the device",
+    "validation.require_score": "looks at shapes",
     "video.Found": "a record", "video.LatentMap.__init__": "a record",
 }  # fmt: skip
 
@@ -292,7 +295,9 @@ def test_integers_get_a_hint_and_complex_numbers_another():
     with pytest.raises(ValueError, match=r"got list$"):
         require_floating("x", [1.0])
     with pytest.raises(ValueError, match=r"must be real, got a tensor of torch\.complex64.*\.real"):
-        require_real("x", torch.ones(2, dtype=torch.complex64))
+        as_real("x", torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"must be real numbers, got a tensor of torch\.bool$"):
+        as_real("x", torch.ones(2, dtype=torch.bool))
 
 
 def test_devices_are_named_with_whose_they_are():
