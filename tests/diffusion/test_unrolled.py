@@ -276,6 +276,8 @@ def test_average_errors_are_those_of_a_dense_computation(method):
         gap = operator - inverse
         expected = ((gap @ truth @ gap.T).trace() / inverse.trace()).sqrt()
         assert_identity(reported, expected)
+    longer = UnrolledScore(law, 9, 5, "bohman", method)
+    assert_identity(longer.score_error(t, steps=4), score.score_error(t))
 
 
 @pytest.mark.statement("FDGWC Corollary 1")

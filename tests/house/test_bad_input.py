@@ -34,7 +34,7 @@ from gptheory.measures import gaussian_kl, gaussian_w2, relative_error, temporal
 from gptheory.networks import DiT
 from gptheory.networks.score_network import Clock
 from gptheory.probing import maps
-from gptheory.support.validation import require_floating, require_one_device, require_real
+from gptheory.support.validation import as_real, require_floating, require_one_device
 from gptheory.training import TrainConfig, fit_ensemble
 from gptheory.training.ensemble import Member
 
@@ -66,7 +66,7 @@ EXPECTED = {
 NUMBERS = """
     Kernel.__call__ lag; embedding_distance lag; toeplitz values; alpha t; sigma t; half_log_snr t;
     step_at half_log_snr; floating_step t; step_tensor t; Clock.forward t; StepFeatures.forward t;
-    Lift.forward t; matching_error t; levels t; require_real values; as_real values;
+    Lift.forward t; matching_error t; levels t; as_real values;
     as_floating values
 """
 # steps that are looked at, where they lie on the CPU
@@ -144,7 +144,9 @@ INNER = {
     "networks.polynomial": "layers", "attention.layer": "layers", "construction": "layers, weights",
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
-    "as_level": "a change of shape", "noised_score": "what ExactScore has checked",
+    "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
+    "require_score": "looks at shapes", "as_level": "a change of shape",
+    "noised_score": "what ExactScore has checked",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
@@ -281,7 +283,9 @@ def test_integers_get_a_hint_and_complex_numbers_another():
     with pytest.raises(ValueError, match=r"got list$"):
         require_floating("x", [1.0])
     with pytest.raises(ValueError, match=r"must be real, got a tensor of torch\.complex64.*\.real"):
-        require_real("x", torch.ones(2, dtype=torch.complex64))
+        as_real("x", torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"must be real numbers, got a tensor of torch\.bool$"):
+        as_real("x", torch.ones(2, dtype=torch.bool))
 
 
 def test_devices_are_named_with_whose_they_are():

@@ -236,13 +236,13 @@ BAD_INPUT = {
     "floor n": (lambda: sampling_floor(LAW, 0), "n must be an integer >= 1, got 0"),
     "floor factor": (
         lambda: sampling_floor(LAW, 5, "both"),
-        "'temporal' or 'spatial', got 'both'",
+        "factor must be one of temporal, spatial, got 'both'",
     ),
     "score n": (lambda: score_error(ExactScore(LAW), LAW, 0.5, 0), "integer >= 1, got 0"),
     "score t": (lambda: score_error(ExactScore(LAW), LAW, 0.0), "finite and > 0, got 0.0"),
     "score shape": (
         lambda: score_error(lambda v, t: v[:, :1], LAW, 0.5, 3),
-        r"shapes differ: \(3, 1, 2\) and \(3, 4, 2\)",
+        r"the score must return a tensor of shape \(3, 4, 2\), got \(3, 1, 2\)",
     ),
     "spectrum solver": (lambda: propagated_spectrum(LAW, 5, "ode", "rk4"), "got 'ode', 'rk4'"),
     "spectrum steps": (lambda: propagated_spectrum(LAW, 0), "steps must be an integer.*got 0"),

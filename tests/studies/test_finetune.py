@@ -7,15 +7,16 @@ import dataclasses
 import pytest
 import torch
 from strategies import seeded
-from tolerances import assert_identity
+from tolerances import assert_float32, assert_identity
 
 from gptheory.data import decaying_process
 from gptheory.diffusion import UnrolledScore, perturb
-from gptheory.probing import record
+from gptheory.measures import relative_error
 from gptheory.studies import finetune, load_result
 from gptheory.studies.finetune import FINE_TUNING, STARTS, FineTuning, keep_zeros, toeplitz_defect
 from gptheory.studies.run import Run
 from gptheory.training import TrainConfig, fit
+from gptheory.training.loop import Training
 
 LAW = decaying_process(4, 2, 2.0)
 TINY = FineTuning(
@@ -29,8 +30,12 @@ TINY = FineTuning(
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def result(folder):
     finetune.fine_tuning(TINY, Run("tiny", torch.device("cpu"), folder, False))
     return load_result("tiny", folder)
 
@@ -60,14 +65,23 @@ def test_toeplitz_defect_is_the_distance_from_the_diagonal_averages():
     assert toeplitz_defect(expected) < 1e-12
 
 
-def test_maps_are_those_of_every_block():
-    network = finetune.built(TINY)
-    v, _ = perturb(LAW.sample(1, seeded(0)), 0.1, seeded(1))
-    maps = [seen.maps[0] for seen in record(network, v, 0.1)]
-    assert [len(own) for own in maps] == [len(b.attention.query) for b in network.blocks]
-    states = list(network.states(v, 0.1))
-    last = network.blocks[-1].attention.scores(states[len(maps) - 1])[0]
-    assert_identity(maps[-1], last.mT)
+def test_what_moved_is_measured_on_the_scores_of_every_block():
+    before, after = finetune.built(TINY), finetune.built(TINY)
+    finetune.shake(after, ("query", "value"), 0.1, seeded(0))
+    draw = seeded(7)
+    v, _ = perturb(LAW.sample(1, draw), 0.1, draw)
+    old, new = (
+        torch.cat(
+            [b.attention.scores(y)[0] for b, y in zip(n.blocks, n.states(v, 0.1), strict=False)]
+        )
+        for n in (before, after)
+    )
+    assert len(old) == sum(len(block.attention.query) for block in before.blocks)
+    moved = finetune._moved(before, after, LAW)
+    found = [moved[f"toeplitz defect {when}"] for when in ("before", "after")]
+    expected = [relative_error(new, old), toeplitz_defect(old), toeplitz_defect(new)]
+    assert_float32([moved["attention moved"], *found], expected)
+    assert moved["path_kl after"] == finetune._divergence(after, LAW)
 
 
 def test_table_has_every_run_and_says_what_diverged(result):
@@ -87,6 +101,15 @@ def test_table_has_every_run_and_says_what_diverged(result):
     assert (before.sub(descent).abs() < 1e-3 * descent).all()
     assert result.numbers["gradient descent"]["path_kl"] == descent
     assert runs.loc[STARTS[2]]["path_kl before"].iloc[0] != before.iloc[0]
+
+
+def test_study_goes_on_where_it_was(result, folder, monkeypatch):
+    """What has been trained is not trained again; the run that diverged diverges again."""
+    updates, update = [], Training._update
+    monkeypatch.setattr(Training, "_update", lambda own: updates.append(own) or update(own))
+    finetune.fine_tuning(TINY, Run("tiny", torch.device("cpu"), folder, False))
+    assert load_result("tiny", folder).record["tables"] == result.record["tables"]
+    assert len({id(own) for own in updates}) == result.table("runs").diverged.sum()
 
 
 @pytest.mark.parametrize("names", [("query", "key"), ("value", "output")])

@@ -387,6 +387,22 @@ def test_weights_of_another_format_are_not_used(tmp_path, monkeypatch):
     assert trained == [2, 2] and len(list(tmp_path.glob("*.json"))) == 2
 
 
+def test_training_that_diverged_before_a_kill_is_not_tried_again(tmp_path, monkeypatch):
+    wild = grid(n=4, seed=range(2), **SMALL, learning_rate=1e30)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "_store", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(wild, tmp_path)
+    monkeypatch.setattr(sweeps, "fit_ensemble", lambda *_: pytest.fail("trained again"))
+    with pytest.warns(UserWarning, match="2 of 2 cells failed"):
+        table = sweep(wild, tmp_path)
+    assert table["error"].str.startswith("TrainingDivergedError: training diverged at step").all()
+
+
 def test_a_kind_of_cell_without_a_measure_cannot_be_made():
     @dataclass(frozen=True)
     class Unmeasured(SweepCell):

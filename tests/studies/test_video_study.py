@@ -10,6 +10,7 @@ from strategies import seeded
 from tolerances import assert_float32
 
 from gptheory.data import Ball, LatentMap
+from gptheory.diffusion import restart, sample
 from gptheory.measures import spatial_covariance
 from gptheory.networks import DiT
 from gptheory.probing import record
@@ -145,6 +146,15 @@ def test_stored_network_and_map_are_the_ones_that_were_measured(result, folder):
     assert torch.equal(latent_map.decode(v), studio.map.decode(v))
     covariance = spatial_covariance(studio.videos["twin"])
     assert torch.equal(result.arrays["covariance.twin"], covariance)
+
+
+def test_videos_are_generated_by_the_sde_and_restarted(result, folder):
+    network, _ = study.stored_ball(result)
+    studio = study.filmed(TINY.ball, TINY, Run("tiny", CPU, folder, False))
+    generator = seeded(2 * 10**6)
+    z = sample(network, 8, 6, 4, "sde", steps=2, generator=generator, show_progress=False)
+    z = restart(network, z, study.RESTART_STEP, TINY.restarts, 6, generator=generator)
+    assert torch.equal(studio.videos["DiT"], z)
 
 
 def test_digits_are_measured_too(tmp_path):

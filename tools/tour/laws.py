@@ -64,7 +64,7 @@ def process_on_the_device(device: torch.device, dtype: torch.dtype) -> Found:
 def samples(device: torch.device, dtype: torch.dtype) -> Found:
     """Sequences and noise from a generator of the CPU: the numbers of the CPU, on the device."""
     x = decaying_process(N, D).to(device).sample(5, seeded(1), dtype)
-    long = GaussianProcess(POWER, torch.eye(D), seq_len=600).to(device)
+    long = GaussianProcess(POWER, torch.eye(D), seq_len=800).to(device)
     v, noise = schedule.perturb(x, steps(5), seeded(2))
     like = draws.normal_like(x, seeded(3))
     return {"x": x, "v": v, "noise": noise, "like": like, "long": long.sample(1, seeded(4), dtype)}

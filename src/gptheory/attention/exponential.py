@@ -21,7 +21,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import gammaln, i0e
 from torch import Tensor
 
-from ..support.validation import require_count, require_floating, require_positive
+from ..support.validation import require_count, require_floating, require_one_of, require_positive
 
 KINDS = ("minimax", "taylor")
 EXCHANGES = 30  # of Remez's algorithm; four or five are enough far from rounding
@@ -189,8 +189,7 @@ def rank_exponent(b: float, log_length: float, eps: float | None = None) -> floa
 
 def _require_interval(radius: float, kind: str) -> None:
     require_positive("radius", radius)
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    require_one_of("kind", kind, KINDS)
 
 
 def _log_chebyshev_tails(radius: float, log_tolerance: float) -> np.ndarray:

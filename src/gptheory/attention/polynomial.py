@@ -28,6 +28,7 @@ from ..support.validation import (
     require_finite,
     require_floating,
     require_one_device,
+    require_one_of,
     require_positive,
 )
 from ..support.wrappers import lasting
@@ -212,8 +213,7 @@ def _certified(
     q: Tensor, k: Tensor, scale: float, degree: int, radius: float | None, kind: str, beyond: str
 ) -> ExpPolynomial:
     """The polynomial for these logits, or the reason why there is none."""
-    if beyond not in BEYOND:
-        raise ValueError(f"beyond must be one of {BEYOND}, got {beyond!r}")
+    require_one_of("beyond", beyond, BEYOND)
     reach = logit_bound(q, k, scale)
     if not math.isfinite(reach):
         raise ValueError("queries and keys must be finite, got NaN or infinite entries")

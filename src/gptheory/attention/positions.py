@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..support.validation import as_floating, require_count, require_positive
+from ..support.validation import as_floating, require_count, require_one_of, require_positive
 
 POSITIONS = ("sinusoidal", "circle", "learned", "none")
 SHORTEST_PERIOD = 4.0  # frames; of the sinusoidal embedding, whose longest is 4N
@@ -29,6 +29,7 @@ def frame_embedding(kind: str, seq_len: int, size: int) -> Tensor:
         ValueError: for an unknown kind, or a size that leaves no pair.
     """
     require_count("seq_len", seq_len)
+    require_one_of("position", kind, POSITIONS)
     if kind == "sinusoidal":
         if size < 2:
             raise ValueError(
@@ -42,9 +43,7 @@ def frame_embedding(kind: str, seq_len: int, size: int) -> Tensor:
         return time_embedding(seq_len, 2 * seq_len).float()
     if kind == "learned":
         return torch.randn(seq_len, size)
-    if kind == "none":
-        return torch.empty(seq_len, 0)
-    raise ValueError(f"position must be one of {POSITIONS}, got {kind!r}")
+    return torch.empty(seq_len, 0)
 
 
 def time_embedding(seq_len: int, period: float, radius: float = 1.0) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..attention.positions import time_embedding
+from ..data.covariance import toeplitz
 from ..data.process import GaussianProcess
 from ..diffusion.methods import STATIONARY
 from ..diffusion.unrolled import UnrolledScore
-from ..support.validation import require_count, require_range
+from ..support.validation import require_count, require_one_of, require_range
 from ..support.wrappers import lasting, on_the_cpu
 from .blueprint import FORMS, Blueprint
 from .lag_heads import VARIANTS, default_period, lag_function, require_separated_lags, same_frame
@@ -120,22 +121,17 @@ def build_score_transformer(
 
 
 def _require_known(heads: str, method: str, form: str, multiplication: str) -> None:
-    for name, given, known in (
-        ("heads", heads, VARIANTS),
-        ("method", method, STATIONARY),
-        ("form", form, FORMS),
-        ("multiplication", multiplication, MULTIPLICATIONS),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} must be one of {known}, got {given!r}")
+    require_one_of("heads", heads, VARIANTS)
+    require_one_of("method", method, STATIONARY)
+    require_one_of("form", form, FORMS)
+    require_one_of("multiplication", multiplication, MULTIPLICATIONS)
 
 
 def _stationary_values(reference: UnrolledScore) -> Tensor:
     """γ_0..γ_{J−1} of the band; raises unless it depends on the lag alone."""
     banded = reference.banded
-    index = torch.arange(len(banded), device=banded.device)
     row = banded[0]
-    defect = (banded - row[(index[:, None] - index).abs()]).abs().max().item()
+    defect = (banded - toeplitz(row)).abs().max().item()
     if defect > STATIONARY_TOLERANCE * row.abs().max().item():
         raise ValueError(
             "the temporal covariance must be stationary (constant along diagonals), because heads"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..support.validation import require_positive
+from ..support.validation import require_one_of, require_positive
 from ..support.wrappers import on_the_cpu
 
 VARIANTS = ("trapezoid", "shared-knots", "sine")
@@ -71,8 +71,7 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
     Raises:
         ValueError: for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"heads must be one of {VARIANTS}, got {variant!r}")
+    require_one_of("heads", variant, VARIANTS)
     if variant == "trapezoid":
         return _trapezoids(values, period, radius)
     if variant == "shared-knots":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .builders import AttentionBuilder, FeedForwardBuilder
 from .layers import Attention, Block
-from .subspaces import Subspaces
+from .subspaces import Map, Subspaces
 
 TEETH = "teeth"  # the subspace that holds g_k of every square under way
 
@@ -65,13 +65,10 @@ def multiplication_blocks(
     for level in range(1, depth + 1):
         layer, first = FeedForwardBuilder(spaces), 0
         for product in products:
-            size = spaces[product.vector].stop - spaces[product.vector].start
+            size = spaces.size(product.vector)
             for sign in (1.0, -1.0):
                 teeth = _rows(spaces, first, size)
-                if level == 1:
-                    _first_level(layer, product, sign, teeth, size, keep=depth > 1)
-                else:
-                    _next_level(layer, product, sign, teeth, size, level, keep=level < depth)
+                _add_level(layer, product, sign, teeth, level, keep=level < depth)
                 first += size
         words = ", ".join(product.label for product in products)
         label = f"multiply {level}/{depth}: {words}"
@@ -91,8 +88,8 @@ def attention_multiplication(
     attention = AttentionBuilder(spaces)
     one = torch.ones(1, 1, dtype=torch.float64)
     for product in products:
-        size = spaces[product.vector].stop - spaces[product.vector].start
-        for entry, unit in enumerate(torch.eye(size, dtype=torch.float64)):
+        units = torch.eye(spaces.size(product.vector), dtype=torch.float64)
+        for entry, unit in enumerate(units):
             for sign in (1.0, -1.0):
                 attention.add(
                     f"{product.label} [{entry}] ({'+' if sign > 0 else '-'})",
@@ -105,58 +102,43 @@ def attention_multiplication(
     return [Block(attention.build(), FeedForwardBuilder(spaces).build(), label)]
 
 
-def _first_level(
-    layer: FeedForwardBuilder, product: Product, sign: float, teeth: Tensor, size: int, keep: bool
+def _add_level(
+    layer: FeedForwardBuilder, product: Product, sign: float, teeth: Tensor, level: int, keep: bool
 ) -> None:
-    """Hidden units relu(±z) and relu(±z − 1/2), z = (scalar/R_s + sign · vector/R_v) / 2.
+    """Hidden units that take the next tooth from a square, and put it in place of the last one.
 
-    |z| is the sum of the first two, and the hat is 2|z| − 4 times the sum of the others.
+    The first are relu(±z) and relu(±z − 1/2): |z| is the sum of the first two, and the hat is
+    2|z| − 4 times the sum of the others. Later ones are relu(g) and relu(g − 1/2).
     """
-    identity = torch.eye(size, dtype=torch.float64)
-    half_scalar = torch.full((size, 1), 0.5 / product.scalar_range, dtype=torch.float64)
-    half_vector = sign * 0.5 / product.vector_range * identity
-    signs = (1.0, -1.0, 1.0, -1.0)
-    read = {
-        product.scalar: torch.cat([s * half_scalar for s in signs]),
-        product.vector: torch.cat([s * half_vector for s in signs]),
-    }
-    bias = torch.cat([torch.zeros(2 * size), torch.full((2 * size,), -0.5)])
+    size = teeth.shape[1]
     scale = sign * product.coefficient * product.scalar_range * product.vector_range
-    # z² ≈ |z| − hat / 4
-    square = torch.cat([f * scale * identity for f in (0.5, 0.5, 1.0, 1.0)], dim=1)
-    write = {product.target: square}
-    if keep:
-        write[TEETH] = teeth @ torch.cat([f * identity for f in (2.0, 2.0, -4.0, -4.0)], dim=1)
+    if level == 1:
+        read = _signed_argument(product, sign, size)
+        square, tooth = (0.5, 0.5, 1.0, 1.0), (2.0, 2.0, -4.0, -4.0)  # z² ≈ |z| − hat / 4
+    else:
+        read, scale = {TEETH: torch.cat([teeth.T, teeth.T])}, scale / 4**level
+        # g ← 2 relu(g) − 4 relu(g − 1/2), or g ← 0
+        square, tooth = (-2.0, 4.0), (1.0, -4.0) if keep else (-1.0, 0.0)
+    half = len(square) // 2 * size
+    bias = torch.cat([torch.zeros(half), torch.full((half,), -0.5)])
+    identity = torch.eye(size, dtype=torch.float64)
+    write = {product.target: torch.cat([f * scale * identity for f in square], dim=1)}
+    if keep or level > 1:
+        write[TEETH] = teeth @ torch.cat([f * identity for f in tooth], dim=1)
     layer.add(f"{product.label} ({'+' if sign > 0 else '-'})", read, bias, write)
 
 
-def _next_level(
-    layer: FeedForwardBuilder,
-    product: Product,
-    sign: float,
-    teeth: Tensor,
-    size: int,
-    level: int,
-    keep: bool,
-) -> None:
-    """Hidden units relu(g) and relu(g − 1/2): the next tooth corrects the square, replaces g."""
-    identity = torch.eye(size, dtype=torch.float64)
-    bias = torch.cat([torch.zeros(size), torch.full((size,), -0.5)])
-    scale = sign * product.coefficient * product.scalar_range * product.vector_range
-    correction = torch.cat([-2.0 * identity, 4.0 * identity], dim=1) * (scale / 4**level)
-    change = (1.0, -4.0) if keep else (-1.0, 0.0)  # g ← 2 relu(g) − 4 relu(g − 1/2), or g ← 0
-    write = {
-        product.target: correction,
-        TEETH: teeth @ torch.cat([f * identity for f in change], dim=1),
-    }
-    label = f"{product.label} ({'+' if sign > 0 else '-'})"
-    layer.add(label, {TEETH: torch.cat([teeth.T, teeth.T])}, bias, write)
+def _signed_argument(product: Product, sign: float, size: int) -> Map:
+    """z, −z, z, −z for z = (scalar/R_s + sign · vector/R_v) / 2."""
+    half_scalar = torch.full((size, 1), 0.5 / product.scalar_range, dtype=torch.float64)
+    half_vector = sign * 0.5 / product.vector_range * torch.eye(size, dtype=torch.float64)
+    halves = {product.scalar: half_scalar, product.vector: half_vector}
+    return {name: torch.cat([half, -half, half, -half]) for name, half in halves.items()}
 
 
 def _rows(spaces: Subspaces, first: int, size: int) -> Tensor:
     """(teeth, size): places a vector in the buffer from coordinate ``first`` on."""
-    buffer = spaces[TEETH].stop - spaces[TEETH].start
-    return torch.eye(buffer, dtype=torch.float64)[:, first : first + size]
+    return torch.eye(spaces.size(TEETH), dtype=torch.float64)[:, first : first + size]
 
 
 def _limits(spaces: Subspaces, products: Sequence[Product]) -> Tensor:

@@ -49,6 +49,11 @@ class Subspaces:
         start = sum(list(self.sizes.values())[: self.names.index(name)])
         return slice(start, start + self.sizes[name])
 
+    def size(self, name: str) -> int:
+        """Number of coordinates of one subspace."""
+        found = self[name]
+        return found.stop - found.start
+
     def boundaries(self) -> list[int]:
         """First coordinate of every subspace, and the width at the end."""
         return [self[name].start for name in self.names] + [self.width]
@@ -57,7 +62,7 @@ class Subspaces:
         """The (rows, width) matrix that applies ``maps[name]``, (rows, size), to each subspace."""
         matrix = torch.zeros(rows, self.width, dtype=torch.float64)
         for name, block in maps.items():
-            self._require_shape(f"the map from {name!r}", block, (rows, self._size(name)))
+            self._require_shape(f"the map from {name!r}", block, (rows, self.size(name)))
             matrix[:, self[name]] += block
         return matrix
 
@@ -65,7 +70,7 @@ class Subspaces:
         """The (width, columns) matrix that sends a vector to ``maps[name]``, (size, columns)."""
         matrix = torch.zeros(self.width, columns, dtype=torch.float64)
         for name, block in maps.items():
-            self._require_shape(f"the map to {name!r}", block, (self._size(name), columns))
+            self._require_shape(f"the map to {name!r}", block, (self.size(name), columns))
             matrix[self[name]] += block
         return matrix
 
@@ -73,10 +78,6 @@ class Subspaces:
         """Names of the subspaces in which a (…, width) matrix has a column that is not zero."""
         used = (matrix.reshape(-1, self.width) != 0).any(dim=0)
         return tuple(name for name in self.names if used[self[name]].any())
-
-    def _size(self, name: str) -> int:
-        found = self[name]
-        return found.stop - found.start
 
     @staticmethod
     def _require_shape(what: str, block: Tensor, expected: tuple[int, int]) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..support.draws import drawn
 from ..support.validation import (
+    as_real,
     require_count,
     require_finite,
+    require_one_of,
     require_positive,
-    require_real,
     require_symmetric,
 )
+from .kernels import lags
 
 
 def gram(
@@ -51,8 +54,8 @@ def toeplitz(values: Tensor) -> Tensor:
     Raises:
         ValueError: for values that are not real.
     """
-    require_real("values", values)
-    return values[_lags(len(values), values.device)]
+    values = as_real("values", values)
+    return values[lags(len(values), values.device)]
 
 
 def truncate(gram: Tensor, bandwidth: int) -> Tensor:
@@ -92,8 +95,7 @@ def taper(gram: Tensor, bandwidth: int, window: str = "bohman") -> Tensor:
     Raises:
         ValueError: for an unknown window, a bandwidth below 1, a matrix that is not symmetric.
     """
-    if window not in TAPERS:
-        raise ValueError(f"window must be one of {sorted(TAPERS)}, got {window!r}")
+    require_one_of("window", window, sorted(TAPERS))
     u = _lag_over_bandwidth(gram, bandwidth)
     return gram * torch.where(u < 1, TAPERS[window](u), torch.zeros_like(u))
 
@@ -128,24 +130,18 @@ def random_covariance(
     require_positive("low", low)
     if not low <= high < math.inf:
         raise ValueError(f"expected low <= high < inf, got low={low!r}, high={high!r}")
-    device = "cpu" if generator is None else generator.device
-    draw = {"generator": generator, "dtype": torch.float64, "device": device}
-    eigenvalues = low + (high - low) * torch.rand(dim, **draw)
+    eigenvalues = low + (high - low) * drawn(torch.rand, dim, generator=generator)
     eigenvalues[0], eigenvalues[-1] = low, high
-    q, _ = torch.linalg.qr(torch.randn(dim, dim, **draw))  # uniform up to signs, which cancel below
+    # uniform up to signs, which cancel below
+    q, _ = torch.linalg.qr(drawn(torch.randn, dim, dim, generator=generator))
     matrix = (q * eigenvalues) @ q.T
     return (matrix + matrix.T) / 2
-
-
-def _lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
-    index = torch.arange(seq_len, device=device)
-    return (index[:, None] - index[None, :]).abs()
 
 
 def _lag_over_bandwidth(gram: Tensor, bandwidth: int) -> Tensor:
     require_count("bandwidth", bandwidth)
     require_symmetric("the Gram matrix", gram)
-    return _lags(len(gram)).to(gram) / bandwidth
+    return lags(len(gram)).to(gram) / bandwidth
 
 
 def band(gram: Tensor, bandwidth: int | None, window: str | None = None) -> Tensor:

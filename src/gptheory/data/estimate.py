@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import warnings
@@ -17,6 +16,8 @@ from ..support.spectra import covariance_spectrum, nearest_covariance, symmetric
 from ..support.validation import require_count, require_finite, require_sequences
 from ..support.wrappers import lasting
 from .covariance import toeplitz
+from .kernels import diagonal_means
+from .law import moved
 from .process import GaussianProcess
 
 FLIP_FLOPS = 2000  # most iterations of the maximum likelihood
@@ -107,7 +108,7 @@ def toeplitz_moments(x: Tensor) -> GaussianProcess:
     _require_full_rank("coordinates", flat, _stored_rounding(x))
     spatial = torch.einsum("nid,nie->de", flat, flat) / flat[..., 0].numel()
     moment = _whitened_moment(flat, spatial)
-    lags = torch.stack([moment.diagonal(m).mean() for m in range(len(moment))])
+    lags = diagonal_means(moment, range(len(moment)))
     values, vectors = torch.linalg.eigh(toeplitz(lags / lags[0]))
     return GaussianProcess((vectors * values.clamp(min=0)) @ vectors.T, spatial, mean)
 
@@ -225,10 +226,7 @@ class GaussianTwin:
 
     def to(self, device: torch.device | str) -> GaussianTwin:
         """The same law on a device: there it draws."""
-        moved = copy.copy(self)
-        moved.covariance = self.covariance.to(device)
-        moved._mean, moved._root = self._mean.to(device), self._root.to(device)
-        return moved
+        return moved(self, device)
 
     def kronecker_share(self) -> float:
         r"""Share of :math:`\|\mathrm{Cov}\|_F^2` that the nearest Γ ⊗ Σ explains (Van Loan 1993).

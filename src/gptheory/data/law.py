@@ -1,16 +1,21 @@
 """What a law of sequences is: something to draw from, and what is known about its score.
 
-Samplers of training data, networks' trainers and metrics take any law. Nothing inherits from these
-protocols: a class that has their members is a law.
+Training and metrics take any law. Nothing inherits from these protocols: a class that has their
+members is a law.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from ..support.wrappers import lasting
+
+Own = TypeVar("Own")
 
 
 @runtime_checkable
@@ -67,3 +72,18 @@ class KnownLaw(Law, Protocol):
         Returns:
             (batch, N, d), dtype and device of v.
         """
+
+
+@lasting
+def moved(law: Own, device: torch.device | str) -> Own:
+    """A copy of a law whose tensors, and tuples of tensors, are on a device."""
+    other = copy.copy(law)
+    vars(other).update({name: _on(value, device) for name, value in vars(law).items()})
+    return other
+
+
+def _on(value: object, device: torch.device | str) -> object:
+    """A tensor, or each of several, on a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_on(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -2,23 +2,24 @@ r"""Mixtures of Gaussians: the simplest law whose score is not linear, and still
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor
 
+from ..support.draws import drawn
 from ..support.precision import full_precision
 from ..support.spectra import covariance_spectrum, symmetric_root
 from ..support.validation import (
+    as_real,
     require_count,
     require_finite,
-    require_real,
     require_sequences,
     require_symmetric,
     require_values,
 )
 from ..support.wrappers import lasting
+from .law import moved
 
 
 class GaussianMixture:
@@ -53,8 +54,7 @@ class GaussianMixture:
         count, self.seq_len, self.dim = means.shape
         self.means = means.double().flatten(1).clone()
         size = self.means.shape[1]
-        require_real("covariance", covariance)
-        covariance = covariance.to(self.means.device)
+        covariance = as_real("covariance", covariance).to(self.means.device)
         covariances = covariance.expand(count, -1, -1) if covariance.ndim == 2 else covariance
         if covariances.shape != (count, size, size):
             raise ValueError(
@@ -75,10 +75,7 @@ class GaussianMixture:
 
     def to(self, device: torch.device | str) -> GaussianMixture:
         """The same mixture on a device: there it draws, without a generator of another one."""
-        moved = copy.copy(self)
-        moved.means, moved.weights = self.means.to(device), self.weights.to(device)
-        moved._axes, moved._variances = self._axes.to(device), self._variances.to(device)
-        return moved
+        return moved(self, device)
 
     @property
     def device(self) -> torch.device:
@@ -109,12 +106,10 @@ class GaussianMixture:
             ValueError: for n < 0.
         """
         require_count("n", n, minimum=0)
-        source = self.means.device if generator is None else generator.device
-        draw = {"generator": generator, "dtype": torch.float64, "device": source}
-        uniform = torch.rand(n, **draw).to(self.means)
+        level = drawn(torch.rand, n, generator=generator, device=self.device)
         # rounding may leave the last edge below 1
-        which = torch.searchsorted(self.weights.cumsum(0), uniform).clamp(max=len(self.means) - 1)
-        noise = torch.randn(n, self.means.shape[1], **draw).to(self.means)
+        which = torch.searchsorted(self.weights.cumsum(0), level).clamp(max=len(self.means) - 1)
+        noise = drawn(torch.randn, n, self.means.shape[1], generator=generator, device=self.device)
         roots = symmetric_root(self._variances, self._axes)
         flat = self.means[which] + torch.einsum("nij,nj->ni", roots[which], noise)
         return flat.unflatten(1, (self.seq_len, self.dim)).to(dtype)
@@ -165,17 +160,14 @@ def random_mixture(
     if not 0 < spread < 1:
         raise ValueError(f"spread must lie in (0, 1), got {spread!r}")
     size = seq_len * dim
-    device = "cpu" if generator is None else generator.device
-    draw = {"generator": generator, "dtype": torch.float64, "device": device}
-    means = torch.randn(components, size, **draw)
+    means = drawn(torch.randn, components, size, generator=generator)
     means = means / means.norm(dim=1, keepdim=True) * math.sqrt((1 - spread) * size)
     covariance = spread * torch.eye(size, dtype=means.dtype, device=means.device)
     return GaussianMixture(means.view(components, seq_len, dim), covariance)
 
 
 def _normalised(weights: Tensor | None, count: int, like: Tensor) -> Tensor:
-    weights = like.new_ones(count) if weights is None else weights
-    require_real("weights", weights)
+    weights = as_real("weights", like.new_ones(count) if weights is None else weights)
     require_values("weights", weights)
     if weights.shape != (count,) or not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
         raise ValueError(f"weights must be {count} numbers >= 0, not all zero, got {weights}")

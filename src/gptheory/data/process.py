@@ -8,17 +8,15 @@ works with the two factors; the Nd × Nd matrix is never formed except by
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..support.draws import _normal
 from ..support.precision import full_precision
-from ..support.rounding import spectrum_rounding, unit_roundoff
+from ..support.rounding import spectrum_rounding
 from ..support.spectra import (
     covariance_spectrum,
     frames_first,
@@ -37,11 +35,10 @@ from ..support.validation import (
 from ..support.wrappers import lasting
 from .covariance import gram, toeplitz
 from .kernels import PowerExponential
+from .law import moved
+from .noise import circulant_amplitude, circulant_noise, dense_noise
 
-EMBEDDING_GROWTH = 64  # largest circulant embedding, in multiples of the smallest one
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
-DENSE_CHUNK = 2**17  # numbers drawn at a time, so that a chunk stays in cache
-CIRCULANT_CHUNK = 2**19  # the same for transforms, which gain from coming in batches
 DENSE_LIMIT = 8192  # rows of the largest dense covariance
 
 
@@ -114,13 +111,11 @@ class GaussianProcess:
         temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"
         return f"GaussianProcess(temporal={temporal}, seq_len={self.seq_len}, dim={self.dim})"
 
-    @lasting
     def to(self, device: torch.device | str) -> GaussianProcess:
         """The same process, with its factors, and what was derived from them, on a device."""
-        moved = copy.copy(self)
-        vars(moved).update({name: _on(value, device) for name, value in vars(self).items()})
-        moved._factors = {}
-        return moved
+        other = moved(self, device)
+        other._factors = {}
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -193,8 +188,13 @@ class GaussianProcess:
         require_count("n", n, minimum=0)
         out = torch.empty(n, self.seq_len, self.dim, dtype=dtype, device=self.device)
         spatial_root, mean = symmetric_root(*self.spatial_spectrum).to(dtype), self.mean.to(dtype)
-        temporal_noise = self._circulant_noise if self._is_long() else self._dense_noise
-        for rows, noise in temporal_noise(n, generator, dtype):  # (N, rows, d)
+        if self._kernel is not None and self.seq_len >= CIRCULANT_FROM:
+            amplitude = self._amplitude.to(dtype)
+            chunks = circulant_noise(amplitude, self.seq_len, n, self.dim, generator)
+        else:
+            root = symmetric_root(*self.temporal_spectrum).to(dtype)
+            chunks = dense_noise(root, n, self.dim, generator)
+        for rows, noise in chunks:  # (N, rows, d)
             frames = (noise @ spatial_root).transpose(0, 1)
             torch.add(frames, mean, out=out[rows])
         return out
@@ -251,9 +251,6 @@ class GaussianProcess:
         factors = u, w, torch.outer(temporal, spatial)[:, None], self.mean[:, None]
         return tuple(factor.to(device, dtype) for factor in factors)
 
-    def _is_long(self) -> bool:
-        return self._kernel is not None and self.seq_len >= CIRCULANT_FROM
-
     def _temporal_name(self) -> str:
         return "given as a matrix" if self._kernel is None else f"of {self._kernel!r}"
 
@@ -274,63 +271,10 @@ class GaussianProcess:
     def _kernel_gram(self) -> Tensor:
         return gram(self._kernel, self.seq_len).to(self.spatial)
 
-    def _dense_noise(
-        self, n: int, generator: torch.Generator | None, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks (N, rows, d) with covariance Γ along frames, white along the rest."""
-        root = symmetric_root(*self.temporal_spectrum).to(dtype)
-        for rows in _chunks(n, DENSE_CHUNK // (self.seq_len * self.dim)):
-            shape = (self.seq_len, (rows.stop - rows.start) * self.dim)
-            white = _normal(shape, generator, dtype, root.device)
-            # one large product: every sequence and coordinate is a column
-            yield rows, (root @ white).reshape(self.seq_len, -1, self.dim)
-
-    def _circulant_noise(
-        self, n: int, generator: torch.Generator | None, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """The same by FFT: each complex transform gives two independent real sequences."""
-        amplitude = self._circulant_amplitude.to(dtype)
-        for rows in _chunks(n, CIRCULANT_CHUNK // (len(amplitude) * self.dim)):
-            columns = (rows.stop - rows.start) * self.dim
-            pairs = -(-columns // 2)
-            white = _normal((2, pairs, len(amplitude)), generator, dtype, amplitude.device)
-            path = torch.fft.fft(torch.complex(white[0], white[1]) * amplitude)
-            path = path[:, : self.seq_len]
-            noise = torch.cat([path.real, path.imag])[:columns]  # (rows * d, N)
-            yield rows, noise.T.reshape(self.seq_len, -1, self.dim)
-
     @cached_property
     @lasting
-    def _circulant_amplitude(self) -> Tensor:
-        """√(eigenvalue / M) of the smallest power-of-two circulant that is a covariance."""
-        half = 2 ** math.ceil(math.log2(max(self.seq_len - 1, 1)))
-        for _ in range(int(math.log2(EMBEDDING_GROWTH)) + 1):
-            values = self._kernel(torch.arange(half + 1, dtype=torch.float64, device="cpu"))
-            require_finite("the kernel's values", values)
-            eigenvalues = torch.fft.hfft(torch.complex(values, torch.zeros_like(values)))
-            if eigenvalues.min() >= -_transform_rounding(values, len(eigenvalues)):
-                break
-            half *= 2
-        else:
-            raise NotPSDError(
-                f"no circulant embedding of {self._kernel!r} up to {half} frames is positive"
-                f" semidefinite for seq_len={self.seq_len} (smallest eigenvalue"
-                f" {eigenvalues.min():.3g}); the correlation does not decay: pass"
-                " gram(kernel, seq_len) as the temporal covariance instead"
-            )
-        amplitude = (eigenvalues.clamp(min=0) / len(eigenvalues)).sqrt()
-        return amplitude.to(self.spatial.device)
-
-
-def _transform_rounding(values: Tensor, size: int) -> float:
-    r"""What rounding may do to an eigenvalue of a circulant of ``size`` rows, by its transform.
-
-    An FFT errs by :math:`7\log_2 M\,u` of the 2-norm of its result (Higham 2002, theorem 24.2),
-    :math:`\sqrt M` times that of its input; a correlation, a power and an exponential, is itself
-    taken to be off by 8 u.
-    """
-    norm = math.sqrt(2 * size) * values.norm().item()  # the first row holds every value twice
-    return (8 + 7 * math.log2(size)) * unit_roundoff(values.dtype) * norm
+    def _amplitude(self) -> Tensor:
+        return circulant_amplitude(self._kernel, self.seq_len).to(self.device)
 
 
 def decaying_process(
@@ -375,16 +319,3 @@ def _require_regular(name: str, values: Tensor, dtype: torch.dtype) -> None:
             f" {values[0]:.3g}, largest {values[-1]:.3g}), so it has no density; add a small"
             " multiple of the identity, or ask for the density of the noised sequence"
         )
-
-
-def _on(value: object, device: torch.device | str) -> object:
-    """A tensor, or each of several, on a device; anything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(_on(part, device) for part in value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _chunks(n: int, step: int) -> Iterator[slice]:
-    step = max(1, step)
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))

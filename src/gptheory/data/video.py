@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from ..support.precision import full_precision
-from ..support.spectra import oriented
+from ..support.spectra import principal_axes
 from ..support.validation import (
+    as_real,
     require_count,
     require_finite,
     require_floating,
     require_positive,
-    require_real,
 )
 from ..support.wrappers import lasting
 from .process import GaussianProcess
@@ -85,7 +85,7 @@ def uniform_correlation(gamma: Tensor) -> Tensor:
     Raises:
         ValueError: for values outside [−1, 1].
     """
-    require_real("gamma", gamma)
+    gamma = as_real("gamma", gamma)
     if not (gamma.abs() <= 1 + 1e-12).all():
         raise ValueError(f"correlations lie in [-1, 1], got up to {gamma.abs().max():.3g}")
     return 6 / math.pi * torch.asin(gamma.clamp(-1, 1) / 2)
@@ -234,11 +234,11 @@ class LatentMap:
         if dim > pixels.shape[1]:
             raise ValueError(f"a frame has {pixels.shape[1]} pixels, so dim cannot be {dim}")
         covariance = torch.cov(pixels.T, correction=0).double()
-        values, vectors = (x.flip(-1) for x in torch.linalg.eigh(covariance))
+        values, basis = principal_axes(covariance, dim)
         if values[0] <= 0:
             raise ValueError("the frames are all equal: there is nothing to learn")
         kept = values[:dim].sum().item()
-        basis = oriented(vectors[:, :dim]).to(frames)
+        basis = basis.to(frames)
         return cls(pixels.mean(dim=0), basis, math.sqrt(kept / dim), 1 - kept / values.sum().item())
 
     @full_precision()

@@ -74,9 +74,9 @@ class Stationary(Method):
 
     @abstractmethod
     def largest_response(self, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        r"""Bound on :math:`|q|`, :meth:`response`, over all numbers of steps.
+        r"""Bound on :math:`|q|`, see :meth:`Method.response`, over all numbers of steps.
 
-        Takes and returns what :meth:`error_polynomial` does.
+        Takes and returns what :meth:`Method.error_polynomial` does, but for ``steps``.
         """
 
 

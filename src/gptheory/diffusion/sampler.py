@@ -19,8 +19,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..support.draws import drawn
 from ..support.progress import progress
-from ..support.validation import require_count, require_range, require_sequences
+from ..support.validation import require_count, require_range, require_score, require_sequences
 from .denoiser import denoise
 from .exact import Score
 from .schedule import alpha, half_log_snr, perturb, sigma
@@ -83,9 +84,7 @@ def sample(
     device = _device_for(score, generator) if device is None else torch.device(device)
 
     def noise(_step: int) -> Tensor:
-        source = device if generator is None else generator.device
-        draw = torch.randn(n, seq_len, dim, generator=generator, dtype=dtype, device=source)
-        return draw.to(device)
+        return drawn(torch.randn, n, seq_len, dim, generator=generator, dtype=dtype, device=device)
 
     path = trajectory(score, noise(-1), grid, method, solver, noise, final_denoise)
     states = progress(path, steps + final_denoise, "sampling", show_progress)
@@ -181,17 +180,20 @@ def trajectory(
         raise ValueError("the SDE needs noise: pass a function of the step number")
     if len(grid) < 2 or min(grid) <= 0 or any(s >= t for t, s in pairwise(grid)):
         raise ValueError(f"grid must be two or more decreasing steps > 0, got {grid!r}")
-    score = _shape_checked(score)
+
+    def checked(v: Tensor, t: float) -> Tensor:
+        return require_score(score(v, t), v)
+
     if solver == "heun":
-        path = _heun(score, v, grid)
+        path = _heun(checked, v, grid)
     elif solver == "euler-maruyama":
-        path = _euler_maruyama(score, v, grid, noise)
+        path = _euler_maruyama(checked, v, grid, noise)
     else:
-        path = _dpmpp(score, v, grid, noise if method == "sde" else None, solver == "dpmpp-2m")
+        path = _dpmpp(checked, v, grid, noise if method == "sde" else None, solver == "dpmpp-2m")
     for t, v in path:
         yield t, v
     if final_denoise:
-        yield 0.0, denoise(score, v, grid[-1])
+        yield 0.0, denoise(checked, v, grid[-1])
 
 
 def _dpmpp(
@@ -232,18 +234,6 @@ def _euler_maruyama(
     for k, (t, s) in enumerate(pairwise(grid)):
         v = v + (t - s) * (v / 2 + score(v, t)) + math.sqrt(t - s) * noise(k)
         yield s, v
-
-
-def _shape_checked(score: Score) -> Score:
-    def checked(v: Tensor, t: float) -> Tensor:
-        value = score(v, t)
-        if not isinstance(value, Tensor) or value.shape != v.shape:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            expected = tuple(v.shape)
-            raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")
-        return value
-
-    return checked
 
 
 def _device_for(score: Score, generator: torch.Generator | None) -> torch.device:

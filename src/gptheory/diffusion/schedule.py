@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..support.draws import normal_like
+from ..support.draws import drawn, normal_like
 from ..support.validation import (
+    as_floating,
     require_count,
     require_floating,
     require_range,
-    require_real,
     require_sequences,
     require_step,
 )
@@ -93,19 +93,15 @@ def stratified_steps(
     """
     require_count("n", n)
     require_range(t_min, t_max)
-    device = "cpu" if generator is None else generator.device
-    within = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
-    uniform = (torch.arange(n, device=device) + within) / n
+    within = drawn(torch.rand, n, generator=generator)
+    strata = (torch.arange(n, device=within.device) + within) / n
     low, high = half_log_snr(t_max), half_log_snr(t_min)
-    return step_at(low + (high - low) * uniform)
+    return step_at(low + (high - low) * strata)
 
 
 def floating_step(t: float | Tensor) -> float | Tensor:
     """The step; integers in a tensor as float64, for torch takes their exponentials in float32."""
-    if not isinstance(t, Tensor):
-        return t
-    require_real("the diffusion step t", t)
-    return t if t.is_floating_point() else t.double()
+    return as_floating("the diffusion step t", t) if isinstance(t, Tensor) else t
 
 
 def step_tensor(t: float | Tensor, device: torch.device) -> Tensor:

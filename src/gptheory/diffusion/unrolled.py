@@ -48,8 +48,7 @@ class UnrolledScore:
         steps: K >= 1.
         bandwidth: J in 1..N, keeps lags below J; all of them if absent.
         taper: name of a window of :func:`.taper`; a hard band if absent.
-        method: a name in :data:`.METHODS`: ``"gradient-descent"``,
-            ``"heavy-ball"`` or ``"chebyshev"``.
+        method: its name, ``"gradient-descent"``, ``"heavy-ball"`` or ``"chebyshev"``.
 
     Attributes:
         method: the :class:`.Method` of that name.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..diffusion.exact import ExactScore, Score
 from ..diffusion.schedule import half_log_snr, perturb, sigma, stratified_steps
+from ..support.draws import drawn
 from ..support.precision import full_precision
-from ..support.validation import require_count, require_finite, require_sequences
+from ..support.validation import require_count, require_finite, require_score, require_sequences
 from .subspace import SubspaceData
 
 STEPS = (0.02, 4.0)  # diffusion steps of trainings and errors in chapter 9, T_0 and T
@@ -55,10 +56,8 @@ def support_errors(
     v, _ = perturb(data.sample(n, generator), t.to(data.device), generator)
     t = t.to(v.device)
     estimate, truth = score(v, t), ExactScore(data)(v, t)
-    if estimate.shape != truth.shape:
-        expected, given = tuple(truth.shape), tuple(estimate.shape)
-        raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")
-    parts = data.split(sigma(t).to(v)[:, None, None] * (estimate - truth))
+    difference = require_score(estimate, v) - truth
+    parts = data.split(sigma(t).to(v)[:, None, None] * difference)
     on, off = (part.double().square().sum(dim=(1, 2)).mean().item() for part in parts)
     return {"on": on, "off": off}
 
@@ -122,10 +121,14 @@ def sliced_distance(
     require_count("directions", directions)
     if x.shape != y.shape:
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-    device = x.device if generator is None else generator.device
-    size = x[0].numel()
-    draw = {"generator": generator, "dtype": torch.float32, "device": device}
-    normal = torch.randn(size, directions, **draw)
-    u = (normal / normal.norm(dim=0)).to(x)
+    free = drawn(
+        torch.randn,
+        x[0].numel(),
+        directions,
+        generator=generator,
+        dtype=torch.float32,
+        device=x.device,
+    )
+    u = (free / free.norm(dim=0)).to(x)
     a, b = ((each.flatten(1) @ u).sort(dim=0).values for each in (x, y.to(x)))
     return math.sqrt((a - b).square().mean().item())

@@ -19,9 +19,9 @@ from torch import Tensor
 from ..data.law import KnownLaw
 from ..diffusion.exact import Score
 from ..diffusion.schedule import alpha, floating_step, levels
-from ..support.draws import normal_like
+from ..support.draws import drawn, normal_like
 from ..support.precision import full_precision
-from ..support.spectra import oriented, orthonormal
+from ..support.spectra import orthonormal, principal_axes
 from ..support.validation import (
     require_count,
     require_finite,
@@ -168,10 +168,7 @@ def random_basis(ambient_dim: int, latent_dim: int, generator: torch.Generator |
         ValueError: unless 1 <= d_0 <= D.
     """
     require_sizes(ambient_dim, latent_dim)
-    device = "cpu" if generator is None else generator.device
-    draw = {"generator": generator, "dtype": torch.float64, "device": device}
-    free = torch.randn(ambient_dim, latent_dim, **draw)
-    return orthonormal(free)
+    return orthonormal(drawn(torch.randn, ambient_dim, latent_dim, generator=generator))
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
@@ -239,7 +236,7 @@ def principal_subspace(x: Tensor, latent_dim: int) -> Tensor:
     require_sizes(x.shape[2], latent_dim)
     warn_if_few(len(x), latent_dim)
     flat = x[:, 0].double()
-    return oriented(torch.linalg.eigh(flat.T @ flat)[1][:, -latent_dim:].flip(1))
+    return principal_axes(flat.T @ flat, latent_dim)[1]
 
 
 def warn_if_few(n: int, latent_dim: int) -> None:
@@ -260,12 +257,8 @@ def require_orthonormal(name: str, basis: Tensor) -> Tensor:
     require_sizes(*basis.shape)
     require_finite(name, basis)
     basis = basis.detach().double()
-    defect = (
-        (basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device))
-        .abs()
-        .max()
-        .item()
-    )
+    one = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    defect = (basis.T @ basis - one).abs().max().item()
     if defect > ORTHONORMAL_TOLERANCE:
         raise ValueError(
             f"the columns of {name} must be orthonormal, got BᵀB off the identity by {defect:.3g};"

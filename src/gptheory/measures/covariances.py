@@ -8,16 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..data.kernels import diagonal_means
 from ..data.process import GaussianProcess
 from ..support.precision import full_precision
 from ..support.validation import (
+    as_real,
     require_count,
     require_finite,
     require_floating,
-    require_real,
+    require_one_of,
     require_sequences,
     require_values,
 )
+from .scores import _known_mean
 
 CHUNK_VALUES = 2**17  # numbers multiplied at a time: float32 products, float64 sums across chunks
 
@@ -68,7 +71,7 @@ def spatial_covariance(x: Tensor, mean: Tensor | None = None, frame: int | None 
         require_sequences("x", x)
         if not 0 <= frame < x.shape[1]:
             raise ValueError(f"frame must lie in 0..{x.shape[1] - 1}, got {frame!r}")
-        _require_mean(x, mean)
+        mean = _known_mean(x, mean)
         x = x[:, frame : frame + 1]
         mean = mean[frame] if mean is not None and mean.ndim == 2 else mean
     total = _second_moment(x, mean, lambda frames: frames.flatten(0, 1).T)
@@ -85,8 +88,7 @@ def relative_error(estimate: Tensor, truth: Tensor) -> float:
     if estimate.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(estimate.shape)} and {tuple(truth.shape)}")
     for name, values in (("estimate", estimate), ("truth", truth)):
-        require_real(name, values)
-        require_finite(name, values)
+        require_finite(name, as_real(name, values))
     truth = truth.double()
     norm = truth.norm()
     if norm == 0:
@@ -118,13 +120,12 @@ def sampling_floor(process: GaussianProcess, n: int, factor: str = "temporal") -
         ValueError: for n < 1 or an unknown factor.
     """
     require_count("n", n)
-    temporal, spatial = process.temporal_spectrum[0], process.spatial_spectrum[0]
-    if factor == "temporal":
-        own, other = temporal * (len(temporal) / temporal.sum()), spatial
-    elif factor == "spatial":
-        own, other = spatial, temporal
+    require_one_of("factor", factor, ("temporal", "spatial"))
+    own, other = process.temporal_spectrum[0], process.spatial_spectrum[0]
+    if factor == "spatial":
+        own, other = other, own
     else:
-        raise ValueError(f"factor must be 'temporal' or 'spatial', got {factor!r}")
+        own = own * (len(own) / own.sum())
     share = (other**2).sum() / (n * other.sum() ** 2)
     square = (own**2).sum()
     spread = own.sum() ** 2 + square
@@ -154,7 +155,7 @@ def lag_correlations(temporal: Tensor) -> Tensor:
     if temporal.ndim != 2 or temporal.shape[0] != temporal.shape[1]:
         raise ValueError(f"temporal must be a square matrix, got shape {tuple(temporal.shape)}")
     require_finite("temporal", temporal)
-    averages = torch.stack([temporal.diagonal(m).mean() for m in range(len(temporal))])
+    averages = diagonal_means(temporal, range(len(temporal)))
     return averages / averages[0]
 
 
@@ -176,7 +177,7 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
     needed = 2 if mean is None else 1
     if len(x) < needed:
         raise ValueError(f"x must hold at least {needed} sequences, got {len(x)}")
-    _require_mean(x, mean)
+    mean = _known_mean(x, mean)
     mean = x.mean(dim=0) if mean is None else mean.to(x)
     total = 0.0
     for frames in x.split(max(1, CHUNK_VALUES // x[0].numel())):
@@ -186,15 +187,3 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
         require_finite("x", x)
         raise ValueError(f"x is too large for products in {x.dtype}: rescale it or use float64")
     return total
-
-
-def _require_mean(x: Tensor, mean: Tensor | None) -> None:
-    if mean is None:
-        return
-    require_real("mean", mean)
-    if mean.shape not in (x.shape[1:], x.shape[2:]):
-        raise ValueError(
-            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
-            f" got {tuple(mean.shape)}"
-        )
-    require_finite("mean", mean)

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from ..support.rounding import spectrum_rounding
 from ..support.spectra import covariance_spectrum, symmetric_root
-from ..support.validation import (
-    NotPSDError,
-    as_real,
-    require_finite,
-    require_real,
-    require_symmetric,
-)
+from ..support.validation import NotPSDError, as_real, require_finite, require_symmetric
 
 
 def gaussian_kl(
@@ -154,7 +148,7 @@ def _gaussian_pair(
     for name, mean, sign in (("mean_p", mean_p, 1.0), ("mean_q", mean_q, -1.0)):
         if mean is None:
             continue
-        require_real(name, mean)
+        mean = as_real(name, mean)
         if tuple(mean.shape) != delta.shape:
             raise ValueError(f"{name} must have shape ({len(delta)},), got {tuple(mean.shape)}")
         require_finite(name, mean)

@@ -69,10 +69,5 @@ def motion_floor(
         for _ in range(draws)
     ]
     errors = [(m.lag_one - truth.lag_one, m.jump / truth.jump - 1, m.error) for m in found]
-    return Motion(
-        *torch.tensor(errors, dtype=torch.float32, device="cpu")
-        .square()
-        .mean(dim=0)
-        .sqrt()
-        .tolist()
-    )
+    squares = torch.tensor(errors, dtype=torch.float32, device="cpu").square()
+    return Motion(*squares.mean(dim=0).sqrt().tolist())

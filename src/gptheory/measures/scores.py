@@ -19,7 +19,7 @@ from ..data.process import GaussianProcess
 from ..diffusion.exact import ExactScore, Score
 from ..diffusion.sampler import sample, step_grid, trajectory
 from ..diffusion.schedule import alpha, half_log_snr, perturb, sigma, stratified_steps
-from ..support.validation import require_count
+from ..support.validation import as_real, require_count, require_finite, require_score
 from .covariances import CHUNK_VALUES, relative_error
 
 
@@ -50,7 +50,7 @@ def score_error(
     require_count("n", n)
     v, _ = perturb(law.sample(n, generator, dtype), t, generator)
     with torch.no_grad():
-        estimate, truth = score(v, t), ExactScore(law)(v, t)
+        estimate, truth = require_score(score(v, t), v), ExactScore(law)(v, t)
     return relative_error(estimate, truth) ** 2
 
 
@@ -142,11 +142,8 @@ def path_kl(
     for t in steps.split(max(1, CHUNK_VALUES // (law.seq_len * law.dim))):
         x = law.sample(len(t), generator, dtype)
         v, _ = perturb(x, t.to(x.device), generator)
-        estimate, truth = score(v, t.to(v.device)), exact(v, t.to(v.device))
-        if estimate.shape != truth.shape:
-            expected, given = tuple(truth.shape), tuple(estimate.shape)
-            raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")
-        squares = (estimate - truth).double().square().mean(dim=(1, 2))
+        estimate, truth = (each(v, t.to(v.device)) for each in (score, exact))
+        squares = (require_score(estimate, v) - truth).double().square().mean(dim=(1, 2))
         total += (sigma(t).to(squares) ** 2 * squares).sum().item()
     return (half_log_snr(t_min) - half_log_snr(t_max)) * total / n
 
@@ -200,3 +197,16 @@ def coupled_ode_error(
             )
         )  # fmt: skip
     return relative_error(*results)
+
+
+def _known_mean(x: Tensor, mean: Tensor | None) -> Tensor | None:
+    if mean is None:
+        return None
+    mean = as_real("mean", mean)
+    if mean.shape not in (x.shape[1:], x.shape[2:]):
+        raise ValueError(
+            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
+            f" got {tuple(mean.shape)}"
+        )
+    require_finite("mean", mean)
+    return mean

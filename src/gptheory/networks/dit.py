@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention.layer import ATTENTIONS, Attention
 from ..attention.positions import frame_embedding
 from ..support.draws import weights_from
-from ..support.validation import require_count
+from ..support.validation import require_count, require_one_of
 from .score_network import Modulation, ScoreNetwork, modulated_norm, zero_init
 
 
@@ -93,8 +93,7 @@ class DiT(ScoreNetwork):
             require_count(name, size)
         if hidden % (2 * heads):
             raise ValueError(f"hidden must be an even multiple of heads={heads}, got {hidden}")
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {ATTENTIONS}, got {attention!r}")
+        require_one_of("attention", attention, ATTENTIONS)
         config = {**sizes, "attention": attention, "position": position}
         with weights_from(generator):
             super().__init__(dim, seq_len, hidden, {"dim": dim, "seq_len": seq_len, **config})

@@ -68,10 +68,7 @@ class LearnedSteps(nn.Module):
         }  # fmt: skip
         with weights_from(generator):
             self.clock = Clock(CLOCK_WIDTH)
-        self.readout = zero_init(nn.Linear(CLOCK_WIDTH, (1 + momentum) * steps))
-        with torch.no_grad():
-            self.readout.bias[:steps] = torch.linspace(-0.5, 0.5, steps)
-            self.readout.bias[steps:] = -3.0  # momenta of 0.05
+        self.readout = _readout(steps, (1 + momentum) * steps)
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the K-th iterate, as :class:`.UnrolledScore` does."""
@@ -150,10 +147,7 @@ class LearnedCovariance(nn.Module):
         self.mean = nn.Parameter(torch.zeros(dim))
         with weights_from(generator):
             self.clock = Clock(CLOCK_WIDTH)
-        self.readout = zero_init(nn.Linear(CLOCK_WIDTH, 2 * steps))
-        with torch.no_grad():
-            self.readout.bias[:steps] = torch.linspace(-0.5, 0.5, steps)
-            self.readout.bias[steps:] = -3.0  # momenta of 0.05
+        self.readout = _readout(steps, 2 * steps)
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:
         """Evaluate the K-th iterate.
@@ -205,3 +199,12 @@ class LearnedCovariance(nn.Module):
     def spatial(self) -> Tensor:
         r""":math:`\hat\Sigma`, (d, d)."""
         return self.spatial_root @ self.spatial_root.T
+
+
+def _readout(steps: int, outputs: int) -> nn.Linear:
+    """Of the clock: logarithms of K step sizes, spread evenly, and logits of momenta of 0.05."""
+    layer = zero_init(nn.Linear(CLOCK_WIDTH, outputs))
+    with torch.no_grad():
+        layer.bias[:steps] = torch.linspace(-0.5, 0.5, steps)
+        layer.bias[steps:] = -3.0
+    return layer

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..data.kernels import diagonal_means, lags
 from ..support.precision import full_precision
 from ..support.rounding import gamma
 from ..support.validation import require_finite, require_floating
@@ -58,8 +59,7 @@ def mean_lag(maps: Tensor) -> Tensor:
     :math:`(N^2-1)/(3N)`.
     """
     _require_maps(maps=maps)
-    index = torch.arange(maps.shape[-1], device=maps.device)
-    lag = (index[:, None] - index).abs().to(maps)
+    lag = lags(maps.shape[-1], maps.device).to(maps)
     return (maps * lag).sum(dim=(-2, -1)) / maps.sum(dim=(-2, -1))
 
 
@@ -82,7 +82,7 @@ def lag_profile(maps: Tensor) -> Tensor:
     """
     _require_maps(maps=maps)
     n = maps.shape[-1]
-    return torch.stack([maps.diagonal(m, -2, -1).mean(dim=-1) for m in range(1 - n, n)], dim=-1)
+    return diagonal_means(maps, range(1 - n, n))
 
 
 def _require_maps(**maps: Tensor) -> None:

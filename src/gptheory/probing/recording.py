@@ -36,6 +36,7 @@ from ..data.process import GaussianProcess
 from ..diffusion.schedule import perturb
 from ..networks.dit import DiT
 from ..support.precision import full_precision
+from ..support.validation import require_one_of
 from ..support.wrappers import uncompiled
 
 BLOCKS = ("xx", "xe", "ex", "ee")  # what the query reads, what the key reads
@@ -252,8 +253,7 @@ def _tapped(
 
 
 def _require_known(blocks: Sequence[str], split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    require_one_of("split", split, SPLITS)
     for name in blocks:
         if name not in BLOCKS:
             raise ValueError(f"a block is one of {BLOCKS}, got {name!r}")

@@ -40,8 +40,6 @@ T_MAX = 10.0  # where sampling starts
 SHOWN_FRAMES = 5  # frames whose spatial covariance is kept, as in the paper's figure
 SHOWN_PATHS = 16
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Figure1:
@@ -122,7 +120,7 @@ def figure1(settings: Figure1, run: Run) -> Path:
 
 def measured(
     score: Score, x: Tensor, process: GaussianProcess, settings: Figure1
-) -> dict[str, Rows]:
+) -> dict[str, list[dict[str, Any]]]:
     """Rows of a network: score errors by t, correlations by lag, covariance errors by n."""
     scores = [
         {"t": t, "score_error": score_error(score, process, t, 1024, seeded(process, 103))}
@@ -166,7 +164,7 @@ def _pictures(x: Tensor, settings: Figure1) -> dict[str, Tensor]:
     }
 
 
-def _summary(lags: Rows, covariances: Rows) -> dict[str, float]:
+def _summary(lags: list[dict[str, Any]], covariances: list[dict[str, Any]]) -> dict[str, float]:
     """The numbers that bars are about."""
     errors = [abs(row["correlation"] - row["truth"]) for row in lags]
     temporal = [row["debiased"] for row in covariances if row["factor"] == "temporal"]

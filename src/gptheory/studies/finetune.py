@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,10 @@ def toeplitz_defect(maps: Tensor) -> float:
 
 def _runs(settings: FineTuning, process: GaussianProcess, run: Run) -> Iterator[dict[str, Any]]:
     original = built(settings, run.device)
-    draw = seeded(process, 7)
-    v, _ = perturb(process.sample(1, draw), PROBE_STEP, draw)
+    original.check_ranges = False  # weights that move leave the ranges they were made for
     for start, rates in settings.rates.items():
-        for rate, seed in ((r, s) for r in rates for s in settings.seeds):
+        for rate, seed in product(rates, settings.seeds):
             network = copy.deepcopy(original)
-            network.check_ranges = False  # weights that move leave the ranges they were made for
             if start == STARTS[2]:
                 randomise(network, torch.Generator().manual_seed(seed))
             elif start == STARTS[0]:
@@ -153,31 +152,34 @@ def _runs(settings: FineTuning, process: GaussianProcess, run: Run) -> Iterator[
             except TrainingDivergedError:
                 yield {**row, "diverged": True, "seconds": 0.0}
                 continue
-            after = trained.model
-            old, new = (
-                torch.cat([seen.maps[0] for seen in record(network, v, PROBE_STEP)])
-                for network in (before, after)
-            )
-            yield {
-                **row,
-                "diverged": False,
-                "seconds": trained.seconds,
-                "path_kl after": _divergence(after, process),
-                "weights moved": relative_error(_flat(after), _flat(before)),
-                "attention moved": relative_error(new, old),
-                "toeplitz defect before": toeplitz_defect(old),
-                "toeplitz defect after": toeplitz_defect(new),
-            }
+            moved = _moved(before, trained.model, process)
+            yield {**row, "diverged": False, "seconds": trained.seconds, **moved}
+
+
+def _moved(before: nn.Module, after: nn.Module, process: GaussianProcess) -> dict[str, Any]:
+    """How far training has taken a network, in quality, weights and attention."""
+    draw = seeded(process, 7)
+    v, _ = perturb(process.sample(1, draw), PROBE_STEP, draw)
+    old, new = (
+        torch.cat([seen.maps[0] for seen in record(network, v, PROBE_STEP)])
+        for network in (before, after)
+    )
+    return {
+        "path_kl after": _divergence(after, process),
+        "weights moved": relative_error(_flat(after), _flat(before)),
+        "attention moved": relative_error(new, old),
+        "toeplitz defect before": toeplitz_defect(old),
+        "toeplitz defect after": toeplitz_defect(new),
+    }
 
 
 def _shaken(settings: FineTuning, process: GaussianProcess) -> Iterator[dict[str, Any]]:
-    for (part, names), size in ((p, s) for p in PARTS.items() for s in settings.noise):
-        for seed in settings.seeds:
-            network = built(settings, process.mean.device)
-            network.check_ranges = False
-            shake(network, names, size, torch.Generator().manual_seed(seed))
-            error = _divergence(network, process)
-            yield {"part": part, "noise": size, "seed": seed, "path_kl": error}
+    for part, size, seed in product(PARTS, settings.noise, settings.seeds):
+        network = built(settings, process.mean.device)
+        network.check_ranges = False
+        shake(network, PARTS[part], size, torch.Generator().manual_seed(seed))
+        error = _divergence(network, process)
+        yield {"part": part, "noise": size, "seed": seed, "path_kl": error}
 
 
 def _flat(model: nn.Module) -> Tensor:

@@ -112,7 +112,7 @@ class Run:
         def chunk(first: int) -> Tensor:
             size = min(CHUNK, n - first)
             identity = {
-                "weights": weights, "size": size, "seed": seed + first, "device": self.device.type,
+                "weights": weights, "size": size, "seed": seed, "device": self.device.type,
                 "options": options, "repair": repair,
             }  # fmt: skip
 
@@ -191,10 +191,10 @@ def half_weights(network: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value.half() for name, value in network.state_dict().items()}
 
 
-def with_weights(network: ScoreNetwork, result: Result, prefix: str) -> ScoreNetwork:
-    """A network with the arrays of a result whose names begin with the prefix, ready for use."""
-    weights = {k.removeprefix(prefix): x for k, x in result.arrays.items() if k.startswith(prefix)}
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
+def with_weights(network: nn.Module, arrays: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    """A network with the arrays whose names begin with a prefix as its weights, ready for use."""
+    own = {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
+    network.load_state_dict(own)  # which keeps its own dtype
     return network.eval().requires_grad_(False)
 
 
@@ -214,4 +214,4 @@ def stored_network(result: Result, kind: str) -> ScoreNetwork:
     networks = result.record["settings"].get("networks", {})
     if kind not in networks:
         raise ValueError(f"{result.name} holds the networks {sorted(networks)}, not {kind!r}")
-    return with_weights(NETWORKS[kind](**networks[kind]), result, f"{kind}.weights.")
+    return with_weights(NETWORKS[kind](**networks[kind]), result.arrays, f"{kind}.weights.")

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from torch import Tensor, nn
+from torch import nn
 
 from ..diffusion.exact import Score
 from ..support.files import (
@@ -40,7 +40,7 @@ from ..training.config import TrainConfig, TrainingDivergedError
 from ..training.ensemble import Member, fit_ensemble
 from .cells import Cell, SweepCell
 from .results import save_result
-from .run import Run
+from .run import Run, with_weights
 
 GROUP = 16  # networks trained together
 # what the settings of a cell decide, so that it would happen again; memory that ran out, say, is no
@@ -102,15 +102,8 @@ def sweep(
         raise ValueError("the grid is empty: a sweep needs at least one cell")
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # fails here and not after an hour of work
-    missing = dict.fromkeys(cell for cell in cells if _stored(folder, cell) is None)
-    unusable = [path.name for path in (_file(folder, cell) for cell in missing) if path.exists()]
-    if unusable:
-        warnings.warn(
-            f"{len(unusable)} files in {folder} are damaged or were written by another version,"
-            f" {unusable[0]} among them; their cells are computed again",
-            stacklevel=2,
-        )
-    pending = [group for group in _groups(cells) if not missing.keys().isdisjoint(group)]
+    missing = set(_missing(folder, cells))
+    pending = [group for group in _groups(cells) if not missing.isdisjoint(group)]
     jobs = (delayed(_run_group)(group, folder) for group in pending)
     finished = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     done = (cell for group in finished for cell in group)
@@ -188,6 +181,19 @@ def sweep_study(settings: SweepStudy, run: Run) -> Path:
     )
 
 
+def _missing(folder: Path, cells: Sequence[SweepCell]) -> list[SweepCell]:
+    """Cells to be computed; warns of files that are there and cannot be used."""
+    missing = [cell for cell in cells if _stored(folder, cell) is None]
+    unusable = [cell.name for cell in missing if _file(folder, cell).exists()]
+    if unusable:
+        warnings.warn(
+            f"{len(unusable)} files in {folder} are damaged or were written by another version,"
+            f" {unusable[0]}.json among them; their cells are computed again",
+            stacklevel=3,
+        )
+    return missing
+
+
 def _groups(cells: Sequence[SweepCell]) -> list[tuple[SweepCell, ...]]:
     """Cells that run together: of one shape and one training, at most ``GROUP``, in grid order.
 
@@ -246,23 +252,17 @@ def _trained(
     with contextlib.suppress(FileNotFoundError, DamagedFileError):
         arrays, record = load_arrays(path)
         if members.keys() <= set(record["names"]):
-            return {name: _restored(name, m, arrays, record) for name, m in members.items()}
+            errors = {name: TrainingDivergedError(e) for name, e in record["errors"].items()}
+            return {
+                name: errors.get(name) or with_weights(member.model, arrays, f"{name}.")
+                for name, member in members.items()
+            }
     outcomes = dict(zip(members, fit_ensemble([*members.values()], config), strict=True))
     models = {name: m for name, m in outcomes.items() if isinstance(m, nn.Module)}
     arrays = {f"{name}.{k}": x for name, m in models.items() for k, x in m.state_dict().items()}
     errors = {name: str(error) for name, error in outcomes.items() if name not in models}
     save_arrays(path, arrays, {"names": [*members], "errors": errors})
     return outcomes
-
-
-def _restored(
-    name: str, member: Member, arrays: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> nn.Module | Exception:
-    if name in record["errors"]:
-        return TrainingDivergedError(record["errors"][name])
-    own = {k.removeprefix(f"{name}."): x for k, x in arrays.items() if k.startswith(f"{name}.")}
-    member.model.load_state_dict(own)
-    return member.model.eval().requires_grad_(False)
 
 
 def _guarded(make: Callable[[], Any]) -> Any:

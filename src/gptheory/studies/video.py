@@ -346,6 +346,7 @@ def shown(studio: Studio) -> dict[str, Tensor]:
 
 def stored_ball(result: Result) -> tuple[DiT, LatentMap]:
     """The trained transformer of a result of :func:`video_study`, and its latent map."""
-    network = with_weights(DiT(**result.record["settings"]["network"]), result, "weights.")
+    network = DiT(**result.record["settings"]["network"])
+    network = with_weights(network, result.arrays, "weights.")
     mean, basis, scale = (result.arrays[f"map.{part}"] for part in ("mean", "basis", "scale"))
     return network, LatentMap(mean, basis, scale.item())

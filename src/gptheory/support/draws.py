@@ -1,11 +1,15 @@
-"""What networks draw from torch's own generators, as dropout does: seeded, kept, and given back."""
+"""Random numbers: drawn where their generator is, then moved; and torch's own generators, borrowed.
+
+A seed gives the same numbers wherever they are used: a generator draws on its own device.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +17,72 @@ from torch import Tensor
 from .files import digest
 from .validation import require_floating
 
+GLOBAL_STATE = RLock()  # torch's generator is borrowed by one thread at a time
+
+
+def drawn(
+    draw: Callable[..., Tensor],
+    *shape: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Random numbers of any kind.
+
+    Args:
+        draw: torch.randn, torch.rand, or what takes the same.
+        shape: of the result.
+        generator: drawn on its device; without one on that of the result, from torch's own.
+        dtype: of the result.
+        device: of the result; by default the generator's, else the CPU.
+    """
+    source = device or torch.device("cpu") if generator is None else generator.device
+    numbers = draw(*shape, generator=generator, dtype=dtype, device=source)
+    return numbers if device is None else numbers.to(device)
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers, shape, dtype and device of x, drawn on the generator's device."""
+    require_floating("x", x)
+    return drawn(torch.randn, *x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def box_muller(*shape: int, dtype: torch.dtype, device: torch.device, **source: Any) -> Tensor:
+    """As torch.randn, other numbers: twice as fast on the CPU in float64.
+
+    There torch.randn is not vectorised; elsewhere it is, and draws here too.
+    """
+    if dtype != torch.float64 or device.type != "cpu":
+        return torch.randn(*shape, dtype=dtype, device=device, **source)
+    size = math.prod(shape)
+    uniform = torch.rand(2, -(-size // 2), dtype=dtype, device=device, **source)
+    radius = uniform[0].neg_().log1p_().mul_(-2).sqrt_()  # 1 - u lies in (0, 1]
+    angle = uniform[1].mul_(2 * math.pi)
+    pairs = torch.empty_like(uniform)
+    torch.cos(angle, out=pairs[0])
+    torch.sin(angle, out=pairs[1])
+    return pairs.mul_(radius).flatten()[:size].view(shape)
+
+
+@contextmanager
+def weights_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Modules built inside draw their weights from ``generator``; the global state is untouched.
+
+    Without a generator they draw from the global state, as usual.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
 
 class TorchDraws:
     """A stream of draws from torch's own generators, continued from one ``with`` to the next.
+
+    For what networks draw, as dropout does: seeded, kept, and given back.
 
     Inside, the generator of the CPU and that of one device are where the stream was left; outside,
     they are where their owner left them. They belong to the process: one thread is inside at a
@@ -74,56 +141,3 @@ def _set(kind: str, device: torch.device, state: Tensor) -> None:
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)  # of which there is one
-
-
-def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers, shape, dtype and device of x, drawn on the generator's device."""
-    require_floating("x", x)
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
-
-
-GLOBAL_STATE = RLock()  # torch's generator is borrowed by one thread at a time
-
-
-@contextmanager
-def weights_from(generator: torch.Generator | None) -> Iterator[None]:
-    """Modules built inside draw their weights from ``generator``; the global state is untouched.
-
-    Without a generator they draw from the global state, as usual.
-    """
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-def _normal(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    source = device if generator is None else generator.device
-    draw = _box_muller if dtype == torch.float64 and source.type == "cpu" else torch.randn
-    return draw(shape, generator=generator, dtype=dtype, device=source).to(device)
-
-
-def _box_muller(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Standard normal numbers, twice as fast as torch.randn, which in float64 is not vectorised."""
-    half = -(-math.prod(shape) // 2)
-    uniform = torch.rand(2, half, generator=generator, dtype=dtype, device=device)
-    radius = uniform[0].neg_().log1p_().mul_(-2).sqrt_()  # 1 - u lies in (0, 1]
-    angle = uniform[1].mul_(2 * math.pi)
-    pairs = torch.empty_like(uniform)
-    torch.cos(angle, out=pairs[0])
-    torch.sin(angle, out=pairs[1])
-    return pairs.mul_(radius).flatten()[: math.prod(shape)].view(shape)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .validation import require_one_of
+
 SCALES = ("quick", "paper")
 
 
@@ -24,8 +26,7 @@ def scale() -> str:
         ValueError: if ``GPTHEORY_SCALE`` is anything else.
     """
     name = os.environ.get("GPTHEORY_SCALE", "quick")
-    if name not in SCALES:
-        raise ValueError(f"GPTHEORY_SCALE must be one of {', '.join(SCALES)}, got {name!r}")
+    require_one_of("GPTHEORY_SCALE", name, SCALES)
     return name
 
 

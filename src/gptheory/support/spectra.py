@@ -146,6 +146,12 @@ def orthonormal(matrix: Tensor) -> Tensor:
     return q * signs[..., None, :]
 
 
+def principal_axes(moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a moment (n, n), descending, and the first vectors (n, count), oriented."""
+    values, vectors = torch.linalg.eigh(moment)
+    return values.flip(0), oriented(vectors.flip(1)[:, :count])
+
+
 def oriented(vectors: Tensor) -> Tensor:
     r"""Columns with their signs chosen such that :math:`\sum_k \sqrt{k}\, v_k > 0`.
 

@@ -10,6 +10,7 @@ their argument; tensors that stand side by side, as queries, keys and values, mu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
@@ -53,6 +54,12 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
+def require_one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of the names."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def require_values(name: str, values: Tensor) -> None:
     """Raise for a tensor on the device meta, which has a shape and nothing else."""
     if values.is_meta:
@@ -65,17 +72,6 @@ def require_finite(name: str, values: Tensor) -> None:
     bad = values.numel() - int(torch.isfinite(values).sum())
     if bad:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
-
-
-def require_real(name: str, values: Tensor) -> None:
-    """Raise unless ``values`` is a tensor of real numbers, integers included."""
-    if not isinstance(values, Tensor) or values.dtype == torch.bool:
-        raise ValueError(f"{name} must be a tensor of real numbers, got {_kind(values)}")
-    if values.is_complex():  # torch would drop the imaginary part, or compute with it
-        raise ValueError(
-            f"{name} must be real, got {_kind(values)}; where the imaginary part is rounding, take"
-            " its .real"
-        )
 
 
 def require_floating(name: str, x: Tensor, shape: str = "") -> None:
@@ -103,13 +99,22 @@ def require_one_device(**tensors: Tensor) -> None:
 
 
 def as_real(name: str, values: object) -> Tensor:
-    """A tensor as it is, numbers of Python and numpy as one; raise unless they are real."""
+    """A tensor as it is, numbers of Python and numpy as one; raise unless they are real.
+
+    Integers are; truth values are not.
+    """
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "iuf":
             raise ValueError(f"{name} must be real numbers, got {_kind(values)} of {array.dtype}")
         values = torch.as_tensor(array, device="cpu")  # torch's default device may be any
-    require_real(name, values)
+    if values.dtype == torch.bool:
+        raise ValueError(f"{name} must be real numbers, got {_kind(values)}")
+    if values.is_complex():  # torch would drop the imaginary part, or compute with it
+        raise ValueError(
+            f"{name} must be real, got {_kind(values)}; where the imaginary part is rounding, take"
+            " its .real"
+        )
     return values
 
 
@@ -151,6 +156,15 @@ def require_sequences(
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
 
 
+def require_score(value: object, v: Tensor) -> Tensor:
+    """Return what a score made of v; raise unless it is a tensor of its shape."""
+    if not isinstance(value, Tensor) or value.shape != v.shape:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        expected = tuple(v.shape)
+        raise ValueError(f"the score must return a tensor of shape {expected}, got {given}")
+    return value
+
+
 def require_step(t: float | Tensor) -> None:
     """Raise unless every diffusion step is real, finite and > 0.
 
@@ -159,7 +173,7 @@ def require_step(t: float | Tensor) -> None:
     level is a square root.
     """
     if isinstance(t, Tensor):
-        require_real("the diffusion step t", t)
+        as_real("the diffusion step t", t)
         if t.device.type != "cpu" or torch.compiler.is_compiling() or is_batchedtensor(t):
             return
         bad = t[~(torch.isfinite(t) & (t > 0))]

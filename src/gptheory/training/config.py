@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..support.validation import require_count, require_nonnegative, require_positive, require_range
+from ..support.validation import (
+    require_count,
+    require_nonnegative,
+    require_one_of,
+    require_positive,
+    require_range,
+)
 from .objective import TIMES, WEIGHTS
 
 if TYPE_CHECKING:
@@ -74,9 +80,8 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
         require_nonnegative("weight_decay", self.weight_decay)
-        for name, known in (("times", TIMES), ("weight", WEIGHTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        require_one_of("times", self.times, TIMES)
+        require_one_of("weight", self.weight, WEIGHTS)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the update with this number, counted from 0."""

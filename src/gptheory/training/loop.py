@@ -79,7 +79,7 @@ class Training:
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
-        self._unread: list[tuple[Tensor, Tensor]] = []
+        self._unread: list[Tensor] = []  # loss and norm of the gradient, left where they are
 
     def __len__(self) -> int:
         """Updates left."""
@@ -113,7 +113,7 @@ class Training:
         """
         if not self._unread:
             return
-        values = torch.stack([torch.stack(pair) for pair in self._unread])  # (steps, 2)
+        values = torch.stack(self._unread)  # (steps, 2)
         bad = (~torch.isfinite(values)).any(dim=1).nonzero()
         if len(bad):
             at = self.step - len(values) + int(bad[0])
@@ -151,6 +151,43 @@ class Training:
             )
         )
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the run needs to go on, as tensors and as JSON values.
+
+        Raises:
+            TrainingDivergedError: if the run is no longer finite.
+        """
+        self.require_finite()
+        moments = self.optimiser.state_dict()["state"]
+        arrays = {
+            **{f"model.{name}": value for name, value in _weights(self.model).items()},
+            **{f"average.{name}": value for name, value in _weights(self.average).items()},
+            **{f"optimiser.{i}.{k}": x for i, state in moments.items() for k, x in state.items()},
+            "generator": self.generator.get_state(),
+            **{f"torch.{kind}": state for kind, state in self.draws.states.items()},
+        }
+        if self._unread:
+            arrays["unread"] = torch.stack(self._unread)
+        return arrays, {name: getattr(self, name) for name in PROGRESS}
+
+    @torch.no_grad()
+    def restore(self, arrays: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` returned for a run of the same :meth:`identity`."""
+        for part, model in (("model", self.model), ("average", self.average)):
+            for name, value in _weights(model).items():
+                value.copy_(arrays[f"{part}.{name}"])
+        optimiser = self.optimiser.state_dict() | {"state": {}}
+        for name, value in arrays.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".")
+                optimiser["state"].setdefault(int(index), {})[key] = value
+        self.optimiser.load_state_dict(optimiser)
+        self.generator.set_state(arrays["generator"])
+        self.draws.states = {kind: arrays[f"torch.{kind}"] for kind in self.draws.states}
+        self._unread = list(arrays["unread"].to(self.device)) if "unread" in arrays else []
+        for name in PROGRESS:
+            setattr(self, name, record[name])
+
     @cached_property
     def _data_name(self) -> str:
         data = self.data
@@ -158,7 +195,7 @@ class Training:
             return f"{len(data)} sequences, {digest(data)[:12]}"
         return f"{data}, {digest(*data.parts)[:12]}"
 
-    def _update(self) -> tuple[Tensor, Tensor]:
+    def _update(self) -> Tensor:
         config = self.config
         x = draw_batch(self.data, config.batch_size, self.generator, self.dtype)
         t = matching_steps(len(x), config.times, config.t_min, config.t_max, self.generator)
@@ -178,11 +215,11 @@ class Training:
                 mean.lerp_(value, 1 - decay)
             for own, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 own.copy_(value)  # statistics of the data, say, are no weights: the last ones count
-        return loss.detach(), norm
+        return torch.stack([loss.detach(), norm])
 
     def _log(self) -> None:
         self.require_finite()
-        loss, norm = torch.stack([torch.stack(pair) for pair in self._unread]).mean(dim=0).tolist()
+        loss, norm = torch.stack(self._unread).mean(dim=0).tolist()
         rate = self.config.learning_rate_at(self.step - 1)
         row = (self.step, self.seconds, rate, loss, norm)
         self.history.append(dict(zip(HISTORY, row, strict=True)))
@@ -202,6 +239,7 @@ class Training:
 
 HISTORY = ["step", "seconds", "learning_rate", "loss", "grad_norm"]
 EVALUATIONS = ["step", "t", "score_error"]
+PROGRESS = ("step", "seconds", "history", "evaluations")  # of a run, besides its tensors
 
 
 def architecture(model: nn.Module) -> dict[str, Any]:

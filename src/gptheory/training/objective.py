@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..diffusion.exact import Score
 from ..diffusion.schedule import half_log_snr, levels, perturb, step_at, stratified_steps
-from ..support.validation import require_count, require_range
+from ..support.draws import drawn
+from ..support.validation import require_count, require_one_of, require_range
 
 TIMES = ("logsnr", "uniform", "normal")
 WEIGHTS = ("velocity", "noise")
@@ -60,8 +61,7 @@ def matching_error(score: Tensor, noise: Tensor, t: float | Tensor, weight: str)
     Raises:
         ValueError: for an unknown weight.
     """
-    if weight not in WEIGHTS:
-        raise ValueError(f"weight must be one of {WEIGHTS}, got {weight!r}")
+    require_one_of("weight", weight, WEIGHTS)
     signal_level, noise_level = levels(t, score)
     error = noise_level * score + noise
     return error / signal_level if weight == "velocity" else error
@@ -89,17 +89,15 @@ def matching_steps(
     Raises:
         ValueError: for n < 1, an unknown law, or unless 0 < t_min < t_max.
     """
-    if law not in TIMES:
-        raise ValueError(f"law must be one of {TIMES}, got {law!r}")
+    require_one_of("law", law, TIMES)
     require_count("n", n)
     require_range(t_min, t_max)
     if law == "logsnr":
         return stratified_steps(n, t_min, t_max, generator)
-    device = "cpu" if generator is None else generator.device
-    draw = {"generator": generator, "dtype": torch.float64, "device": device}
     if law == "uniform":
-        strata = (torch.arange(n, device=device) + torch.rand(n, **draw)) / n
+        within = drawn(torch.rand, n, generator=generator)
+        strata = (torch.arange(n, device=within.device) + within) / n
         return t_min + (t_max - t_min) * strata
     mean, deviation = NORMAL_TIMES
-    log_snr = mean + deviation * torch.randn(n, **draw)
+    log_snr = mean + deviation * drawn(torch.randn, n, generator=generator)
     return step_at((log_snr / 2).clamp(half_log_snr(t_max), half_log_snr(t_min)))

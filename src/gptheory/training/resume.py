@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..data.law import KnownLaw, Law
@@ -12,7 +11,7 @@ from ..support.files import DamagedFileError, load_arrays, provenance, save_arra
 from ..support.progress import progress
 from ..support.validation import require_count
 from .config import TrainConfig, TrainingDivergedError, TrainResult
-from .loop import Training, _weights
+from .loop import Training
 
 FORMAT = 2  # of checkpoints; 1 had no state of torch's own generators
 
@@ -89,27 +88,9 @@ def save_checkpoint(path: str | Path, training: Training) -> None:
     Raises:
         TrainingDivergedError: if the run is no longer finite; the file stays as it was.
     """
-    training.require_finite()
-    moments = training.optimiser.state_dict()["state"]
-    arrays = {
-        **{f"model.{name}": value for name, value in _weights(training.model).items()},
-        **{f"average.{name}": value for name, value in _weights(training.average).items()},
-        **{f"optimiser.{i}.{k}": x for i, state in moments.items() for k, x in state.items()},
-        "generator": training.generator.get_state(),
-        **{f"torch.{kind}": state for kind, state in training.draws.states.items()},
-    }
-    if training._unread:
-        arrays["unread"] = torch.stack([torch.stack(pair) for pair in training._unread])
-    record = {
-        "format": FORMAT,
-        "identity": training.identity(),
-        "step": training.step,
-        "seconds": training.seconds,
-        "history": training.history,
-        "evaluations": training.evaluations,
-        "provenance": provenance(training.device),
-    }
-    save_arrays(path, arrays, record)
+    arrays, record = training.state()
+    record = {"format": FORMAT, "identity": training.identity(), **record}
+    save_arrays(path, arrays, record | {"provenance": provenance(training.device)})
 
 
 # random streams of devices differ, so that a run cannot go on bit for bit on another one
@@ -148,21 +129,4 @@ def load_checkpoint(path: str | Path, training: Training) -> None:
                 + DEVICE_REMEDY
                 * (name == "device")
             )
-    state = training.optimiser.state_dict()
-    state["state"] = {}
-    with torch.no_grad():
-        for name, value in _weights(training.model).items():
-            value.copy_(arrays[f"model.{name}"])
-        for name, value in _weights(training.average).items():
-            value.copy_(arrays[f"average.{name}"])
-    for name, value in arrays.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".")
-            state["state"].setdefault(int(index), {})[key] = value
-    training.optimiser.load_state_dict(state)
-    training.generator.set_state(arrays["generator"])
-    training.draws.states = {kind: arrays[f"torch.{kind}"] for kind in training.draws.states}
-    training.step, training.seconds = record["step"], record["seconds"]
-    training.history, training.evaluations = record["history"], record["evaluations"]
-    unread = arrays["unread"].to(training.device) if "unread" in arrays else ()
-    training._unread = [tuple(pair) for pair in unread]
+    training.restore(arrays, record)
