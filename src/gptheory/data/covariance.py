@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -56,6 +56,19 @@ def toeplitz(values: Tensor) -> Tensor:
     """
     values = as_real("values", values)
     return values[lags(len(values), values.device)]
+
+
+def diagonal_means(matrix: Tensor, lags: Iterable[int]) -> Tensor:
+    """Averages along diagonals: of the entries (i, i + m), for every lag m.
+
+    Args:
+        matrix: (…, N, N).
+        lags: −N < m < N.
+
+    Returns:
+        (…, number of lags). Of a matrix that :func:`toeplitz` made, for m = 0..N−1, its values.
+    """
+    return torch.stack([matrix.diagonal(m, -2, -1).mean(dim=-1) for m in lags], dim=-1)
 
 
 def truncate(gram: Tensor, bandwidth: int) -> Tensor:

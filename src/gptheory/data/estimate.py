@@ -15,8 +15,7 @@ from ..support.rounding import SUMMED, spectrum_rounding, unit_roundoff
 from ..support.spectra import covariance_spectrum, nearest_covariance, symmetric_root
 from ..support.validation import require_count, require_finite, require_sequences
 from ..support.wrappers import lasting
-from .covariance import toeplitz
-from .kernels import diagonal_means
+from .covariance import diagonal_means, toeplitz
 from .law import moved
 from .process import GaussianProcess
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,19 +192,6 @@ class WhiteNoise(Kernel):
 
     def _values(self, lag: Tensor) -> Tensor:
         return (lag == 0).to(lag.dtype)
-
-
-def diagonal_means(matrix: Tensor, lags: Iterable[int]) -> Tensor:
-    """Averages along diagonals: of the entries (i, i + m), for every lag m.
-
-    Args:
-        matrix: (…, N, N).
-        lags: −N < m < N.
-
-    Returns:
-        (…, number of lags). Of a matrix that :func:`.toeplitz` made, for m = 0..N−1, its values.
-    """
-    return torch.stack([matrix.diagonal(m, -2, -1).mean(dim=-1) for m in lags], dim=-1)
 
 
 def lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:

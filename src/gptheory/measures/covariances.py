@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data.kernels import diagonal_means
+from ..data.covariance import diagonal_means
 from ..data.process import GaussianProcess
 from ..support.precision import full_precision
 from ..support.validation import (
@@ -20,7 +20,6 @@ from ..support.validation import (
     require_sequences,
     require_values,
 )
-from .scores import _known_mean
 
 CHUNK_VALUES = 2**17  # numbers multiplied at a time: float32 products, float64 sums across chunks
 
@@ -187,3 +186,16 @@ def _second_moment(x: Tensor, mean: Tensor | None, columns: Callable[[Tensor], T
         require_finite("x", x)
         raise ValueError(f"x is too large for products in {x.dtype}: rescale it or use float64")
     return total
+
+
+def _known_mean(x: Tensor, mean: Tensor | None) -> Tensor | None:
+    if mean is None:
+        return None
+    mean = as_real("mean", mean)
+    if mean.shape not in (x.shape[1:], x.shape[2:]):
+        raise ValueError(
+            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
+            f" got {tuple(mean.shape)}"
+        )
+    require_finite("mean", mean)
+    return mean

@@ -19,7 +19,7 @@ from ..data.process import GaussianProcess
 from ..diffusion.exact import ExactScore, Score
 from ..diffusion.sampler import sample, step_grid, trajectory
 from ..diffusion.schedule import alpha, half_log_snr, perturb, sigma, stratified_steps
-from ..support.validation import as_real, require_count, require_finite, require_score
+from ..support.validation import require_count, require_score
 from .covariances import CHUNK_VALUES, relative_error
 
 
@@ -197,16 +197,3 @@ def coupled_ode_error(
             )
         )  # fmt: skip
     return relative_error(*results)
-
-
-def _known_mean(x: Tensor, mean: Tensor | None) -> Tensor | None:
-    if mean is None:
-        return None
-    mean = as_real("mean", mean)
-    if mean.shape not in (x.shape[1:], x.shape[2:]):
-        raise ValueError(
-            f"mean must have shape {tuple(x.shape[1:])} or {tuple(x.shape[2:])},"
-            f" got {tuple(mean.shape)}"
-        )
-    require_finite("mean", mean)
-    return mean

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..data.kernels import diagonal_means, lags
+from ..data.covariance import diagonal_means
+from ..data.kernels import lags
 from ..support.precision import full_precision
 from ..support.rounding import gamma
 from ..support.validation import require_finite, require_floating
