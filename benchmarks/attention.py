@@ -22,7 +22,7 @@ DENSE_LENGTHS = (2**11, 2**12, 2**13)
 MEGABYTES = """
 import torch
 from benchmarks.memory import peak_resident_bytes
-from gptheory.polyattention import poly_attention
+from gptheory.attention import poly_attention
 q, k, v = (2 * torch.rand(3, {length}, 4) - 1).unbind()
 poly_attention(q, k, v, 4)
 print(peak_resident_bytes() / 1e6)

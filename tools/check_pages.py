@@ -51,7 +51,7 @@ STRUCTURE = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa
 PARALLEL = 2
 PATIENCE = 180_000  # milliseconds for any one step, on a busy machine
 SETTLES = 400  # milliseconds: the theme measures what scrolls 300 after the window has changed
-SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/process.html"
+SOURCES, A_SOURCE = "_modules/", "_modules/gptheory/data/process.html"
 SEARCH_PAGE, SEARCHED = "search.html", "score"
 FRONT_PAGE = "book/index.html"
 

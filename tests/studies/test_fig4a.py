@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from gptheory.studies import excess, fitted_slope, load_result, sweep
 from gptheory.studies.cells import Cell
@@ -45,8 +46,11 @@ def test_slopes_of_a_power_law():
     noise = np.random.default_rng(0).normal(size=n.size)
     slope, reach = fitted_slope(n, 5.0 * n**-0.8)
     assert abs(slope + 0.8) < 1e-12 and reach < 1e-9
-    slope, reach = fitted_slope(n, 5.0 * n**-0.8 * np.exp(0.1 * noise))
-    assert abs(slope + 0.8) < 2 * reach and 0.01 < reach < 0.1
+    errors = 5.0 * n**-0.8 * np.exp(0.1 * noise)
+    slope, reach = fitted_slope(n, errors)
+    reference = stats.linregress(np.log(n), np.log(errors))
+    assert abs(slope / reference.slope - 1) < 1e-12
+    assert abs(reach / (stats.t.ppf(0.975, n.size - 2) * reference.stderr) - 1) < 1e-9
 
 
 def test_intervals_of_slopes_cover_the_truth_as_often_as_they_say():

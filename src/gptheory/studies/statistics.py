@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-CONFIDENCE = 0.95
+SLOPE_CONFIDENCE, BAND_CONFIDENCE = 0.95, 0.99
 
 
 def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
@@ -36,7 +36,7 @@ def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     # are of size u, and its root, 1e-8, hides what they say
     residuals = y - fit.intercept - fit.slope * x
     variance = residuals @ residuals / (n.size - 2)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n.size - 2) * np.sqrt(
+    reach = stats.t.ppf((1 + SLOPE_CONFIDENCE) / 2, n.size - 2) * np.sqrt(
         variance / np.sum((x - x.mean()) ** 2)
     )
     return float(fit.slope), float(reach)
@@ -45,9 +45,6 @@ def fitted_slope(n: np.ndarray, error: np.ndarray) -> tuple[float, float]:
 def growth_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Slope of log cost against log size, by least squares: 1 is linear, 2 quadratic."""
     return float(np.polyfit(np.log(np.asarray(sizes)), np.log(np.asarray(costs)), 1)[0])
-
-
-CONFIDENCE = 0.99
 
 
 def expected_bands(runs: list[pd.DataFrame], by: list[str], value: str) -> pd.DataFrame:
@@ -79,7 +76,7 @@ def expected_bands(runs: list[pd.DataFrame], by: list[str], value: str) -> pd.Da
         raise ValueError(f"{value} must be positive to be compared on a logarithmic scale")
     logs, n = np.log(values), len(runs)
     spread = math.sqrt(logs.var(axis=0, ddof=1).mean() * (1 + 1 / n))
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * spread
+    reach = stats.t.ppf((1 + BAND_CONFIDENCE) / 2, n - 1) * spread
     middle = logs.mean(axis=0)
     return names.assign(low=np.exp(middle - reach), high=np.exp(middle + reach))
 
