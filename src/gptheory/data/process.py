@@ -150,8 +150,8 @@ class GaussianProcess:
     @lasting
     def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
-        name = f"temporal covariance {self._temporal_name()}"
-        return covariance_spectrum(name, self.gram(), self.temporal_dtype)
+        name = "given as a matrix" if self._kernel is None else f"of {self._kernel!r}"
+        return covariance_spectrum(f"temporal covariance {name}", self.gram(), self.temporal_dtype)
 
     @cached_property
     @lasting
@@ -250,9 +250,6 @@ class GaussianProcess:
         (temporal, u), (spatial, w) = self.temporal_spectrum, self.spatial_spectrum
         factors = u, w, torch.outer(temporal, spatial)[:, None], self.mean[:, None]
         return tuple(factor.to(device, dtype) for factor in factors)
-
-    def _temporal_name(self) -> str:
-        return "given as a matrix" if self._kernel is None else f"of {self._kernel!r}"
 
     def _frame_means(self, mean: Tensor | None) -> Tensor:
         if mean is None:

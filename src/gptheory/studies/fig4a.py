@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .cells import FIELDS, Cell
+from .cells import CLOSED, FIELDS, Cell
 from .sweeps import SweepStudy
 
 SIZES = [2**k for k in range(4, 13)]
@@ -24,8 +24,8 @@ COMPLEXITY = {
                 "n": [16, 64, 256, None], "lengthscale": [2.0, 8.0], "seed": [0, 1], "steps": 300,
             },
             "closed": {
-                "estimator": ["wiener", "kronecker", "stationary"], "n": [16, 64, 256],
-                "lengthscale": [2.0, 8.0], "seed": [0, 1],
+                "estimator": [*CLOSED], "n": [16, 64, 256], "lengthscale": [2.0, 8.0],
+                "seed": [0, 1],
             },
         }
     ),
@@ -37,10 +37,7 @@ COMPLEXITY = {
                 "lengthscale": [2.0, 4.0, 8.0, 16.0, 32.0], "exponent": [0.5, 1.0, 1.5, 2.0],
                 "n": [*SIZES, None], "seed": SEEDS, **BUDGET,
             },
-            "closed": {
-                "estimator": ["wiener", "kronecker", "stationary"], "n": SIZES,
-                "lengthscale": THREE, "seed": SEEDS,
-            },
+            "closed": {"estimator": [*CLOSED], "n": SIZES, "lengthscale": THREE, "seed": SEEDS},
             "unrolled": {
                 "estimator": ["unrolled", "unrolled-stationary"], "n": SIZES[::2],
                 "lengthscale": THREE, "seed": SEEDS, **UNROLLED,
