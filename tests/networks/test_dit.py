@@ -17,7 +17,7 @@ from gptheory.attention.positions import POSITIONS, frame_embedding
 from gptheory.diffusion import ExactScore, alpha, denoise, sigma
 from gptheory.networks import DiT, UNet1d
 from gptheory.networks.baselines import FrameMLP
-from gptheory.networks.dit import Block
+from gptheory.networks.dit import DiTBlock
 from gptheory.networks.score_network import Clock, ScoreNetwork
 from gptheory.support.draws import weights_from
 
@@ -178,7 +178,7 @@ def test_gates_receive_gradients_at_the_start():
 
 def test_a_block_is_its_formula():
     with weights_from(seeded(0)):
-        block = disturbed(Block(8, 2, "softmax", 2, fused=True)).double()
+        block = disturbed(DiTBlock(8, 2, "softmax", 2, fused=True)).double()
     y = torch.randn(3, N, 8, generator=seeded(2), dtype=torch.float64)
     clock = torch.randn(3, 8, generator=seeded(3), dtype=torch.float64)
     modulation = block.modulation.linear(clock)[:, None]

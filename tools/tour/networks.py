@@ -63,7 +63,7 @@ def evaluated_networks(device: torch.device, dtype: torch.dtype) -> Found:
 def parts_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
     """Layers by themselves, their first weights drawn on the CPU."""
     with draws.weights_from(seeded(1)):
-        block = dit.Block(8, 2, "softmax", 2, False)
+        block = dit.DiTBlock(8, 2, "softmax", 2, False)
         linear, modulation = nn.Linear(8, 8), score_network.Modulation(baselines.CLOCK_WIDTH, 8, 2)
         convolution, clock = (
             baselines.ResidualConvolution(8, 8),

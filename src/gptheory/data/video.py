@@ -3,7 +3,7 @@ r"""Semi-synthetic video: a sprite that moves along a Gaussian-process path, on 
 A path is a Gaussian process pushed through the error function, so that positions are uniform over
 the frame and their correlation is still known exactly. A renderer turns positions into frames, a
 fixed linear map turns frames into latent vectors and back, and a detector reads positions from
-pixels again. Video is *not* Gaussian, only its paths are nearly so; :class:`GaussianTwin` is the
+pixels again. Video is *not* Gaussian, only its paths are nearly so; :class:`.GaussianTwin` is the
 Gaussian law that has the same mean and covariance.
 
 Positions are (horizontal, vertical), in pixels from the middle of the frame. **A sprite never

@@ -18,7 +18,7 @@ from ..support.validation import require_count, require_one_of
 from .score_network import Modulation, ScoreNetwork, modulated_norm, zero_init
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     r"""One transformer block, adaLN-zero: shifts, scales and gates are linear in the clock.
 
     .. math:: y \leftarrow y + g_1 \mathrm{Attn}(\mathrm{LN}(y; a_1, b_1)), \qquad
@@ -56,7 +56,7 @@ class DiT(ScoreNetwork):
         seq_len: N.
         hidden: width of a token, an even multiple of ``heads``.
         heads, depth: heads of a block, number of blocks.
-        expansion: see :class:`Block`.
+        expansion: see :class:`DiTBlock`.
         attention: ``"softmax"``, ``"relu"``, ``"relu-mean"`` or ``"relu-rows"``; see
             :class:`.layer.Attention`.
         position: e_i of size hidden / 2: ``"sinusoidal"`` with periods from 4 to 4N frames (pairs
@@ -105,7 +105,7 @@ class DiT(ScoreNetwork):
             self.lift_dim = hidden - embedding.shape[1]
             self.lift = nn.Linear(dim, self.lift_dim)
             self.blocks = nn.ModuleList(
-                Block(hidden, heads, attention, expansion, fused) for _ in range(depth)
+                DiTBlock(hidden, heads, attention, expansion, fused) for _ in range(depth)
             )
             self.modulation = Modulation(hidden, hidden, 2)
             self.readout = zero_init(nn.Linear(hidden, dim))
