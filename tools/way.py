@@ -26,7 +26,8 @@ from house import HOUSE, ROOT, order
 matplotlib.use("agg")
 
 PROGRAM = """\
-kernel, Sigma = PowerExponential(lengthscale=4.0), random_covariance(2, generator=seeded)
+kernel = PowerExponential(lengthscale=4.0)
+Sigma = random_covariance(2, generator=seeded)
 law = GaussianProcess(kernel, Sigma, seq_len=8)
 x = law.sample(4, seeded)
 v, _ = perturb(x, 0.5, seeded)
