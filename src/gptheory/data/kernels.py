@@ -194,6 +194,6 @@ class WhiteNoise(Kernel):
 
 
 def lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
-    """The lag |i − j| of every pair of frames, (N, N)."""
+    r"""The lag :math:`|i - j|` of every pair of frames, (N, N)."""
     index = torch.arange(seq_len, device=device)
     return (index[:, None] - index[None, :]).abs()

@@ -37,7 +37,7 @@ class Law(Protocol):
     @property
     @abstractmethod
     def parts(self) -> tuple[object, ...]:
-        """What decides it, tensors and JSON values: laws of one class that agree here are one."""
+        """The tensors and JSON values that decide it; laws of one class that agree here are one."""
 
     @abstractmethod
     def sample(
