@@ -11,6 +11,7 @@ import torch
 from strategies import DEVICES, process, seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptheory.data import GaussianTwin, random_mixture
 from gptheory.measures import path_kl
 from gptheory.networks import DiT, LearnedSteps, UNet1d
 from gptheory.networks.baselines import FrameMLP
@@ -143,6 +144,17 @@ class Standardised(torch.nn.Module):
 
     def forward(self, v, t):
         return self.linear(self.statistics(v.flatten(0, 1))).view_as(v)
+
+
+def test_members_draw_from_any_law():
+    """Each from its own generator, as in a run of one network."""
+    laws = [random_mixture(5, 3, generator=seeded(1)), GaussianTwin(LAW.sample(40, seeded(2)))]
+    group = [Member(small_dit(k).double(), law, k) for k, law in enumerate(laws)]
+    for seed, trained in enumerate(fit_ensemble(group, CONFIG)):
+        before = weights(small_dit(seed))
+        alone = fit(small_dit(seed).double(), laws[seed], dataclasses.replace(CONFIG, seed=seed))
+        moved = (weights(alone.model) - before).norm()
+        assert (weights(trained) - weights(alone.model)).norm() < 1e-6 * moved
 
 
 def test_every_member_has_the_statistics_of_its_own_data():

@@ -230,8 +230,9 @@ def test_any_law_supplies_fresh_sequences(law, other, monkeypatch, tmp_path):
 
 
 def test_evaluations_need_a_law_whose_score_is_known():
+    """And say so at once, not when the first evaluation is due."""
     with pytest.raises(ValueError, match="a law that knows its noised_score, got GaussianTwin"):
-        fit(small_dit(), LAW.sample(8, seeded(0)), SHORT, law=TWINS[0])
+        Training(small_dit(), LAW.sample(8, seeded(0)), SHORT, TWINS[0])
 
 
 def test_average_starts_short_and_follows_its_decay():
