@@ -17,7 +17,6 @@ from ..support.validation import (
     require_positive,
     require_symmetric,
 )
-from .kernels import lags
 
 
 def gram(
@@ -40,6 +39,12 @@ def gram(
     values = kernel(torch.arange(seq_len, dtype=torch.float64, device="cpu"))
     require_finite("the kernel's values", values)
     return toeplitz(values).to(dtype)
+
+
+def lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
+    r"""The lag :math:`|i - j|` of every pair of frames, (N, N)."""
+    index = torch.arange(seq_len, device=device)
+    return (index[:, None] - index[None, :]).abs()
 
 
 def toeplitz(values: Tensor) -> Tensor:

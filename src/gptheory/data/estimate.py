@@ -1,4 +1,9 @@
-"""Laws estimated from sequences: Kronecker and Toeplitz estimators, and a Gaussian twin."""
+"""Laws estimated from sequences.
+
+The more structure an estimator knows, the fewer sequences it needs. From least to most: a Gaussian
+of any covariance (:class:`GaussianTwin`; :class:`.WienerScore` is the score of one), a covariance
+Γ ⊗ Σ (:func:`kronecker_mle`), and one whose Γ depends on the lag only (:func:`toeplitz_moments`).
+"""
 
 from __future__ import annotations
 

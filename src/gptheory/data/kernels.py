@@ -1,4 +1,4 @@
-"""Covariances: temporal kernels, their Gram matrices, truncation and tapers; spatial covariances.
+"""Temporal kernels: how the correlation of two frames falls with their lag.
 
 A temporal kernel is a function of the lag between two frames, ``kernel(lag) -> values`` with
 ``kernel(0) == 1``; its Gram matrix :math:`\\Gamma_{ij} = \\gamma(|i-j|)` is the temporal factor of
@@ -192,9 +192,3 @@ class WhiteNoise(Kernel):
 
     def _values(self, lag: Tensor) -> Tensor:
         return (lag == 0).to(lag.dtype)
-
-
-def lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
-    r"""The lag :math:`|i - j|` of every pair of frames, (N, N)."""
-    index = torch.arange(seq_len, device=device)
-    return (index[:, None] - index[None, :]).abs()

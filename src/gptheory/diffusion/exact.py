@@ -1,4 +1,4 @@
-r"""The exact score of a noised law, and the denoiser of any score."""
+"""The exact score of a noised law: known, or estimated from sequences."""
 
 from __future__ import annotations
 

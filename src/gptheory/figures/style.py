@@ -1,4 +1,4 @@
-"""One figure style, one colour for each role, and an animation that needs no network.
+"""One figure style, one colour for each role.
 
 Imported by notebooks, never by the numerics.
 """

@@ -1,4 +1,4 @@
-r"""Data on a linear subspace, their exact score, and a network with an encoder for it.
+r"""Data on a linear subspace, the angles between subspaces, and PCA.
 
 Data :math:`x = Bh` with orthonormal columns in B (D × d_0) have the score
 

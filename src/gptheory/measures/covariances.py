@@ -1,4 +1,11 @@
-"""How far the covariance of a sample is from the truth, and how far it must be."""
+r"""How far the covariance of a sample is from the truth, and how far it must be.
+
+**Scale.** :math:`\Gamma \otimes \Sigma = (c\,\Gamma) \otimes (\Sigma / c)` for every c > 0, so the
+factors are determined only up to a scale. Here the temporal estimate always has **mean diagonal 1**
+(a correlation, when the process is stationary) and the spatial estimate carries the variance: it is
+the average covariance of a frame. Their product estimates Γ ⊗ Σ itself; for a kernel (γ(0) = 1) the
+estimates are those of Γ and Σ as they stand.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-r"""How far a sample, a score or a Gaussian is from the truth.
-
-**Scale.** :math:`\Gamma \otimes \Sigma = (c\,\Gamma) \otimes (\Sigma / c)` for every c > 0, so the
-factors are determined only up to a scale. Here the temporal estimate always has **mean diagonal 1**
-(a correlation, when the process is stationary) and the spatial estimate carries the variance: it is
-the average covariance of a frame. Their product estimates Γ ⊗ Σ itself; for a kernel (γ(0) = 1) the
-estimates are those of Γ and Σ as they stand.
-"""
+"""How far a score is from the exact one, and what follows from it for what is generated."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-r"""Scores that know the structure: estimated covariances, and unrolled iterations that are trained.
-
-From least to most structure: the Wiener filter knows that data are Gaussian, the Kronecker
-estimators that their covariance is Γ ⊗ Σ, the Toeplitz ones that Γ depends on the lag only. The
-unrolled iterations are the algorithm of Theorem 1 with some of its constants learned.
-"""
+"""Unrolled iterations that are trained: the algorithm of Theorem 1, with constants learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Maps from frames to frames, beside the kernel: attention maps, and what a denoiser does.
+r"""Maps from frames to frames, beside the kernel: how alike they are, how far they reach.
 
 A map has the shape (…, N (receives), N (is read)).
 """
@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..data.covariance import diagonal_means
-from ..data.kernels import lags
+from ..data.covariance import diagonal_means, lags
 from ..support.precision import full_precision
 from ..support.rounding import gamma
 from ..support.validation import require_finite, require_floating

@@ -1,4 +1,4 @@
-"""Training a score network, in runs that survive being killed.
+"""The training loop: draw, noise, loss, step, average.
 
 Where the exact score of the data is known, a run can watch its exact score error instead of its
 loss, whose floor is not zero.
