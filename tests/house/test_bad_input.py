@@ -151,6 +151,7 @@ INNER = {
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
     "LatentMap.__init__": "a record", "support.rounding": "sizes of rounding",
+    "elementary": "looks at the kind",
 }  # fmt: skip
 
 

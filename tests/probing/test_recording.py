@@ -381,9 +381,9 @@ def test_unknown_names_are_refused():
     seen = recording.record(network(), sequences(), T)[0]
     with pytest.raises(ValueError, match=r"split must be one of .*got 'time'"):
         seen.blocks("time")
-    with pytest.raises(ValueError, match=r"a block is one of .*got 'ey'"):
+    with pytest.raises(ValueError, match=r"block must be one of .*got 'ey'"):
         only("ey")
-    with pytest.raises(ValueError, match=r"a block is one of .*got 'e'"):
+    with pytest.raises(ValueError, match=r"block must be one of .*got 'e'"):
         without("e")
     with pytest.raises(ValueError, match=r"split must be one of .*got 'time'"):
         only("ee", split="time")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..support.precision import full_precision
-from ..support.validation import require_finite, require_floating, require_one_device
-from .polynomial import poly_attention
+from ..support.validation import require_finite
+from .polynomial import poly_attention, require_comparable
 
 
 @full_precision()
@@ -97,9 +97,7 @@ def _require_gradient(
 ) -> None:
     """Raise unless shapes, dtypes and devices fit together, and all entries are finite."""
     given = {"left": left, "right": right, "weight": weight, "values": values, "target": target}
-    require_one_device(**given)
-    for name, x in given.items():
-        require_floating(name, x)
+    require_comparable(**given)
     shapes = [tuple(x.shape) for x in given.values()]
     fits = all(len(shape) == 2 and min(shape) > 0 for shape in shapes)
     if fits:

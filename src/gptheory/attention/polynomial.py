@@ -29,7 +29,6 @@ from ..support.validation import (
     require_floating,
     require_one_device,
     require_one_of,
-    require_positive,
 )
 from ..support.wrappers import lasting
 from .exponential import ExpPolynomial, exp_polynomial
@@ -162,9 +161,7 @@ def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     Returns:
         The bound; NaN or infinite where an entry is.
     """
-    require_one_device(q=q, k=k)
-    for name, x in (("q", q), ("k", k)):
-        require_floating(name, x)
+    require_comparable(q=q, k=k)
     norms = [[y.norm(dim=-1).amax() for y in x.detach().split(CHUNK, -2)] for x in (q, k)]
     product = abs(scale) * math.prod(torch.stack(each).amax().item() for each in norms)
     return product * (1 + 4 * q.shape[-1] * torch.finfo(q.dtype).eps)  # the norms are rounded
@@ -219,7 +216,6 @@ def _certified(
         raise ValueError("queries and keys must be finite, got NaN or infinite entries")
     if radius is None:
         radius = max(reach, SMALLEST_RADIUS)
-    require_positive("radius", radius)
     polynomial = exp_polynomial(degree, radius, kind)
     error = polynomial.relative_error + polynomial.rounding(q.dtype)
     if not error < 1:
@@ -238,11 +234,16 @@ def _certified(
     return polynomial
 
 
+def require_comparable(**tensors: Tensor) -> None:
+    """Raise unless all tensors, given by name, are floating point and on one device."""
+    require_one_device(**tensors)
+    for name, x in tensors.items():
+        require_floating(name, x)
+
+
 def require_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise unless queries, keys and values fit together: shapes, dtypes and devices."""
-    require_one_device(q=q, k=k, v=v)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        require_floating(name, x)
+    require_comparable(q=q, k=k, v=v)
     if q.dtype not in (torch.float32, torch.float64) or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             f"q, k and v must all be float32 or all float64, got {q.dtype}, {k.dtype}, {v.dtype}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .layers import Attention, FeedForward
 from .subspaces import Map, Subspaces
@@ -19,13 +20,16 @@ class FeedForwardBuilder:
 
     def __init__(self, spaces: Subspaces) -> None:
         self.spaces = spaces
-        self._groups: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        self._groups: dict[str, int] = {}
+        nothing = torch.zeros(0, dtype=torch.float64)
+        self._parts = [(spaces.read({}, 0), nothing, spaces.write({}, 0))]
 
     def add(self, label: str, read: Map, bias: Tensor, write: Map) -> None:
         """Hidden units relu(read · y + bias), whose values are added through ``write``."""
         units = len(bias)
         up, down = self.spaces.read(read, units), self.spaces.write(write, units)
-        self._groups.append((label, up, bias.double(), down))
+        self._parts.append((up, bias.double(), down))
+        self._groups[label] = units
 
     def linear(self, label: str, read: Map, write: Map) -> None:
         """An exact linear map, by x = relu(x) − relu(−x)."""
@@ -36,13 +40,11 @@ class FeedForwardBuilder:
 
     def build(self) -> FeedForward:
         """The layer with all groups side by side."""
-        width = self.spaces.width
-        up = torch.cat([torch.zeros(0, width, dtype=torch.float64)] + [g[1] for g in self._groups])
-        bias = torch.cat([torch.zeros(0, dtype=torch.float64)] + [g[2] for g in self._groups])
-        parts = [torch.zeros(width, 0, dtype=torch.float64)] + [g[3] for g in self._groups]
-        down = torch.cat(parts, dim=1)
-        groups = {group[0]: len(group[2]) for group in self._groups}
-        return FeedForward(up, bias, down, torch.zeros(width, dtype=torch.float64), groups)
+        up, bias, down = zip(*self._parts, strict=True)
+        no_bias = torch.zeros(self.spaces.width, dtype=torch.float64)
+        return FeedForward(
+            torch.cat(up), torch.cat(bias), torch.cat(down, dim=1), no_bias, self._groups
+        )
 
 
 class AttentionBuilder:
@@ -62,20 +64,14 @@ class AttentionBuilder:
         head_dim, value_dim = (len(next(iter(maps.values()))) for maps in (query, value))
         read = self.spaces.read
         weights = (read(query, head_dim), read(key, head_dim), read(value, value_dim))
-        self._heads.append((*weights, self.spaces.write(write, value_dim)))
+        self._heads.append((*weights, self.spaces.write(write, value_dim).T))
         self._labels.append(label)
 
     def build(self) -> Attention:
         """The layer with all heads; smaller heads are filled up with zeros."""
-        width = self.spaces.width
         if not self._heads:
-            return Attention.without_heads(width)
-        query, key, value, output = zip(*self._heads, strict=True)
-        output = [block.T for block in output]
-        stacked = [_stack(blocks) for blocks in (query, key, value, output)]
-        return Attention(*stacked[:3], stacked[3].transpose(1, 2), tuple(self._labels))
-
-
-def _stack(blocks: list[Tensor]) -> Tensor:
-    """(heads, largest number of rows, width)."""
-    return torch.nn.utils.rnn.pad_sequence(list(blocks), batch_first=True)
+            return Attention.without_heads(self.spaces.width)
+        # of each kind (heads, largest number of rows, width)
+        kinds = zip(*self._heads, strict=True)
+        query, key, value, back = (pad_sequence(blocks, batch_first=True) for blocks in kinds)
+        return Attention(query, key, value, back.transpose(1, 2), tuple(self._labels))

@@ -20,6 +20,7 @@ from ..support.validation import require_one_of, require_positive
 from ..support.wrappers import on_the_cpu
 
 VARIANTS = ("trapezoid", "shared-knots", "sine")
+CORNERS = ("rise", "top", "fall", "foot")  # of a bump: a knot and a head for each
 WARN_ABOVE, REFUSE_ABOVE = 1e-3, 5e-2  # resolution of the dtype relative to the smallest gap
 
 
@@ -74,14 +75,15 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
     require_one_of("heads", variant, VARIANTS)
     if variant == "trapezoid":
         return _trapezoids(values, period, radius)
+    zero = torch.zeros(1).to(values)
     if variant == "shared-knots":
         x, gaps = cosines(len(values), period, radius)
         # the lowest knot is half a gap outside the band, so that rounding cannot leak from there
-        places = torch.cat([x[-1:] - gaps[-1] / 2, x[1:].flip(0)])
-        ends = torch.cat([places, x[:1]])
-        heights = torch.cat([torch.zeros(1).to(values), values.flip(0)])
+        places = torch.cat([x[-1:] - gaps[-1] / 2, x.flip(0)])
+        weights = _kinks(places, torch.cat([zero, values.flip(0)]))
         labels = [f"knot below lag {len(values) - 1 - k}" for k in range(len(values))]
-        return LagFunction(torch.eye(2).double(), places, _kinks(ends, heights), tuple(labels))
+        # nothing lies beyond the highest place, lag 0: its head would never see anything
+        return LagFunction(_inner_product(), places[:-1], weights[:-1], tuple(labels))
     lags = torch.arange(len(values), dtype=torch.float64)
     x = radius**2 * torch.sin(2 * math.pi * lags / period)
     beyond = radius**2 * torch.sin(2 * math.pi * (lags[-1:] + 1) / period)
@@ -89,27 +91,21 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
     turned = beyond - x[-1] < radius**2 * math.sin(math.pi / period) ** 2
     outer = torch.where(turned, x[-1] + radius**2 / period, (x[-1] + beyond) / 2)
     places = torch.cat([-outer, -x[1:].flip(0), x, outer])
-    heights = torch.cat([values.flip(0), values[1:]])
-    zero = torch.zeros(1).to(values)
-    heights = torch.cat([zero, heights, zero])
-    slopes = torch.cat([zero, heights.diff() / places.diff(), zero])
+    heights = torch.cat([zero, values.flip(0), values[1:], zero])
     signed = [f"knot at lag {m:+d}" for m in range(-len(values), len(values) + 1)]
-    return LagFunction(_rotation(), places, slopes.diff(), tuple(signed))
+    return LagFunction(_rotation(), places, _kinks(places, heights), tuple(signed))
 
 
 @on_the_cpu
 def same_frame(variant: str, period: float, radius: float = 1.0) -> LagFunction:
     """1 at lag 0, else 0, flat for a third of the gap around lag 0: 2 heads (4 for the sine)."""
+    one = torch.ones(1, dtype=torch.float64)
     if variant == "sine":
-        third = radius**2 * math.sin(2 * math.pi / period) / 3
-        knots = third * torch.tensor([-2, -1, 1, 2], dtype=torch.float64)
-        weights = torch.tensor([1, -1, -1, 1], dtype=torch.float64) / third
-        return LagFunction(_rotation(), knots, weights, ("rise", "top", "fall", "foot"))
-    x, gaps = cosines(1, period, radius)
-    third = gaps[0] / 3
-    knots = torch.stack([x[0] - 2 * third, x[0] - third])
-    weights = torch.stack([1 / third, -1 / third])
-    return LagFunction(torch.eye(2).double(), knots, weights, ("rise", "top"))
+        gap = radius**2 * math.sin(2 * math.pi / period) * one
+        return LagFunction(_rotation(), *_bumps(0 * one, gap, one), CORNERS)
+    # no lag is beyond lag 0: where the bump falls again there is nothing
+    knots, weights = _bumps(*cosines(1, period, radius), one)
+    return LagFunction(_inner_product(), knots[:2], weights[:2], CORNERS[:2])
 
 
 @on_the_cpu
@@ -174,19 +170,27 @@ def require_separated_lags(
 def _trapezoids(values: Tensor, period: float, radius: float) -> LagFunction:
     x, below = cosines(len(values), period, radius)
     above = torch.cat([below[:1], below[:-1]])
-    third = torch.minimum(above, below) / 3  # half width of the flat top, and width of each ramp
-    knots = x[:, None] + third[:, None] * torch.tensor([-2, -1, 1, 2], dtype=torch.float64)
-    signs = torch.tensor([1, -1, -1, 1], dtype=torch.float64)
-    weights = (values / third)[:, None] * signs
-    corners = ("rise", "top", "fall", "foot")
-    labels = tuple(f"lag {m}, {c}" for m in range(len(values)) for c in corners)
-    return LagFunction(torch.eye(2).double(), knots.flatten(), weights.flatten(), labels)
+    labels = tuple(f"lag {m}, {c}" for m in range(len(values)) for c in CORNERS)
+    return LagFunction(_inner_product(), *_bumps(x, torch.minimum(above, below), values), labels)
+
+
+def _bumps(x: Tensor, gaps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Knots and weights, (4 lags,), of bumps that are values[m] within a third of a gap of x[m]."""
+    third = gaps[:, None] / 3  # half width of the flat top, and width of each ramp
+    knots = x[:, None] + third * torch.tensor([-2, -1, 1, 2], dtype=torch.float64)
+    weights = values[:, None] / third * torch.tensor([1, -1, -1, 1], dtype=torch.float64)
+    return knots.flatten(), weights.flatten()
 
 
 def _kinks(places: Tensor, heights: Tensor) -> Tensor:
-    """Changes of slope of the line through (places, heights), flat before the first place."""
-    slopes = heights.diff() / places.diff()
-    return torch.cat([slopes[:1], slopes.diff()])
+    """Changes of slope of the line through (places, heights), flat before and after it."""
+    level = torch.zeros(1).to(heights)
+    return torch.cat([level, heights.diff() / places.diff(), level]).diff()
+
+
+def _inner_product() -> Tensor:
+    """G for which the bilinear form of two embeddings is r² cos(θ_i − θ_j)."""
+    return torch.eye(2, dtype=torch.float64)
 
 
 def _rotation() -> Tensor:

@@ -61,13 +61,13 @@ def multiplication_blocks(
 
     The buffer ``"teeth"`` is zero before and after. The first block's limits hold the ranges.
     """
-    blocks = []
+    blocks, rows = [], torch.eye(spaces.size(TEETH), dtype=torch.float64)
     for level in range(1, depth + 1):
         layer, first = FeedForwardBuilder(spaces), 0
         for product in products:
             size = spaces.size(product.vector)
             for sign in (1.0, -1.0):
-                teeth = _rows(spaces, first, size)
+                teeth = rows[:, first : first + size]  # (teeth, size)
                 _add_level(layer, product, sign, teeth, level, keep=level < depth)
                 first += size
         words = ", ".join(product.label for product in products)
@@ -136,17 +136,10 @@ def _signed_argument(product: Product, sign: float, size: int) -> Map:
     return {name: torch.cat([half, -half, half, -half]) for name, half in halves.items()}
 
 
-def _rows(spaces: Subspaces, first: int, size: int) -> Tensor:
-    """(teeth, size): places a vector in the buffer from coordinate ``first`` on."""
-    return torch.eye(spaces.size(TEETH), dtype=torch.float64)[:, first : first + size]
-
-
 def _limits(spaces: Subspaces, products: Sequence[Product]) -> Tensor:
     limits = torch.full((spaces.width,), math.inf, dtype=torch.float64)
     for product in products:
-        for name, largest in (
-            (product.scalar, product.scalar_range),
-            (product.vector, product.vector_range),
-        ):
+        factors = (product.scalar, product.scalar_range), (product.vector, product.vector_range)
+        for name, largest in factors:
             limits[spaces[name]] = torch.clamp(limits[spaces[name]], max=largest)
     return limits

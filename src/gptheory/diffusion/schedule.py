@@ -7,6 +7,7 @@ r"""The forward process, and the only place that knows its schedule.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def alpha(t: float | Tensor) -> float | Tensor:
         integers) for a tensor.
     """
     t = floating_step(t)
-    return torch.exp(-t / 2) if isinstance(t, Tensor) else math.exp(-t / 2)
+    return elementary(t).exp(-t / 2)
 
 
 def sigma(t: float | Tensor) -> float | Tensor:
@@ -49,7 +50,7 @@ def sigma(t: float | Tensor) -> float | Tensor:
         integers) for a tensor.
     """
     t = floating_step(t)
-    return torch.sqrt(-torch.expm1(-t)) if isinstance(t, Tensor) else math.sqrt(-math.expm1(-t))
+    return elementary(t).sqrt(-elementary(t).expm1(-t))
 
 
 def half_log_snr(t: float | Tensor) -> float | Tensor:
@@ -58,9 +59,7 @@ def half_log_snr(t: float | Tensor) -> float | Tensor:
     The natural clock of diffusion solvers: in it, the difficulty of denoising is spread evenly.
     """
     t = floating_step(t)
-    if isinstance(t, Tensor):
-        return -0.5 * (t + torch.log(-torch.expm1(-t)))
-    return -0.5 * (t + math.log(-math.expm1(-t)))
+    return -0.5 * (t + elementary(t).log(-elementary(t).expm1(-t)))
 
 
 def step_at(half_log_snr: float | Tensor) -> float | Tensor:
@@ -93,15 +92,24 @@ def stratified_steps(
     """
     require_count("n", n)
     require_range(t_min, t_max)
-    within = drawn(torch.rand, n, generator=generator)
-    strata = (torch.arange(n, device=within.device) + within) / n
     low, high = half_log_snr(t_max), half_log_snr(t_min)
-    return step_at(low + (high - low) * strata)
+    return step_at(low + (high - low) * strata(n, generator))
+
+
+def strata(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """n random numbers, the k-th uniform in [(k − 1)/n, k/n): (n,) in float64."""
+    within = drawn(torch.rand, n, generator=generator)
+    return (torch.arange(n, device=within.device) + within) / n
 
 
 def floating_step(t: float | Tensor) -> float | Tensor:
     """The step; integers in a tensor as float64, for torch takes their exponentials in float32."""
     return as_floating("the diffusion step t", t) if isinstance(t, Tensor) else t
+
+
+def elementary(t: float | Tensor) -> ModuleType:
+    """The module whose elementary functions take t: torch for a tensor, math for a number."""
+    return torch if isinstance(t, Tensor) else math
 
 
 def step_tensor(t: float | Tensor, device: torch.device) -> Tensor:

@@ -37,10 +37,8 @@ def draw_weight(
     Raises:
         ValueError: if a side has another length than its subspaces.
     """
-    for side, spaces, length in (
-        ("rows", rows, matrix.shape[0]),
-        ("columns", columns, matrix.shape[1]),
-    ):
+    sides = zip(("rows", "columns"), (rows, columns), matrix.shape, strict=True)
+    for side, spaces, length in sides:
         if spaces is not None and spaces.width != length:
             raise ValueError(f"{side} has width {spaces.width}, but the matrix has {length} there")
     heatmap(ax, matrix, title)

@@ -121,14 +121,8 @@ def sliced_distance(
     require_count("directions", directions)
     if x.shape != y.shape:
         raise ValueError(f"samples must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-    free = drawn(
-        torch.randn,
-        x[0].numel(),
-        directions,
-        generator=generator,
-        dtype=torch.float32,
-        device=x.device,
-    )
+    shape = x[0].numel(), directions
+    free = drawn(torch.randn, *shape, generator=generator, dtype=torch.float32, device=x.device)
     u = (free / free.norm(dim=0)).to(x)
     a, b = ((each.flatten(1) @ u).sort(dim=0).values for each in (x, y.to(x)))
     return math.sqrt((a - b).square().mean().item())

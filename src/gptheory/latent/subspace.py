@@ -10,7 +10,6 @@ are sequences of one frame here, (batch, 1, D), so that all samplers and trainer
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..data.law import KnownLaw
 from ..diffusion.exact import Score
-from ..diffusion.schedule import alpha, floating_step, levels
+from ..diffusion.schedule import alpha, elementary, floating_step, levels
 from ..support.draws import drawn, normal_like
 from ..support.precision import full_precision
 from ..support.spectra import orthonormal, principal_axes
@@ -152,9 +151,8 @@ def smoothed(score: Score, noise: float) -> Score:
         require_step(t)
         levels(t, v)  # raises for integers, and for steps that do not fit the batch
         t = floating_step(t)
-        log = torch.log1p if isinstance(t, Tensor) else math.log1p
-        growth = log(noise**2 * alpha(t) ** 2)  # log c², as α² + σ² = 1
-        size = (growth / 2).exp() if isinstance(t, Tensor) else math.exp(growth / 2)
+        growth = elementary(t).log1p(noise**2 * alpha(t) ** 2)  # log c², as α² + σ² = 1
+        size = elementary(t).exp(growth / 2)
         factor = size.to(v).view(-1, 1, 1) if isinstance(size, Tensor) and size.ndim else size
         return score(v / factor, t + growth) / factor
 

@@ -71,10 +71,9 @@ class UNet1d(ScoreNetwork):
         require_count("channels", channels)
         if channels % GROUPS:
             raise ValueError(f"channels must be a multiple of {GROUPS}, got {channels}")
-        config = {"dim": dim, "seq_len": seq_len, "channels": channels}
         fine, coarse = channels, 2 * channels
         with weights_from(generator):
-            super().__init__(dim, seq_len, CLOCK_WIDTH, config)
+            super().__init__(dim, seq_len, CLOCK_WIDTH, {"channels": channels})
             self.lift = _convolution(dim, fine)
             self.down_1 = ResidualConvolution(fine, fine)
             self.shrink_1 = _convolution(fine, fine, stride=2)
@@ -127,9 +126,8 @@ class FrameMLP(ScoreNetwork):
     ) -> None:
         require_count("hidden", hidden)
         require_count("depth", depth)
-        config = {"dim": dim, "seq_len": seq_len, "hidden": hidden, "depth": depth}
         with weights_from(generator):
-            super().__init__(dim, seq_len, CLOCK_WIDTH, config)
+            super().__init__(dim, seq_len, CLOCK_WIDTH, {"hidden": hidden, "depth": depth})
             self.lift = nn.Linear(dim, hidden)
             self.modulations = nn.ModuleList(
                 Modulation(CLOCK_WIDTH, hidden, 3) for _ in range(depth)

@@ -96,7 +96,7 @@ class DiT(ScoreNetwork):
         require_one_of("attention", attention, ATTENTIONS)
         config = {**sizes, "attention": attention, "position": position}
         with weights_from(generator):
-            super().__init__(dim, seq_len, hidden, {"dim": dim, "seq_len": seq_len, **config})
+            super().__init__(dim, seq_len, hidden, config)
             embedding = frame_embedding(position, seq_len, hidden // 2)
             if position == "learned":
                 self.embedding = nn.Parameter(embedding)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..attention import layer
 from ..attention.exponential import exp_polynomial
+from ..attention.polynomial import SMALLEST_RADIUS
 from ..support.validation import require_count
 from ..support.wrappers import uncompiled
 from .dit import DiT
 
-SMALLEST_RADIUS = 1e-3  # of logits that are all zero
 MARGIN = 1 + 1e-5  # logits are rounded
 
 

@@ -63,10 +63,11 @@ class ScoreNetwork(nn.Module, ABC):
         dim: d.
         seq_len: N, or None for a network that takes any length.
         width: size of the embedding of t.
-        config: the arguments that make this network, for checkpoints and results.
+        config: the other arguments that make this network, for checkpoints and results.
 
     Attributes:
-        dim, seq_len, config: as given.
+        dim, seq_len: as given.
+        config: all arguments that make this network.
     """
 
     def __init__(self, dim: int, seq_len: int | None, width: int, config: dict) -> None:
@@ -74,7 +75,8 @@ class ScoreNetwork(nn.Module, ABC):
         require_count("dim", dim)
         if seq_len is not None:
             require_count("seq_len", seq_len)
-        self.dim, self.seq_len, self.config = dim, seq_len, config
+        self.dim, self.seq_len = dim, seq_len
+        self.config = {"dim": dim, "seq_len": seq_len, **config}
         self.clock = Clock(width)
 
     def forward(self, v: Tensor, t: float | Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..networks.dit import DiT
+from ..support.draws import drawn
 from ..support.validation import require_sequences
 from ..support.wrappers import uncompiled
 from .recording import content_coordinates, require_positions
@@ -31,8 +32,7 @@ def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> 
     model = uncompiled(model)
     require_positions(content_coordinates(model))
     permuted = copy.deepcopy(model)
-    device = None if generator is None else generator.device
-    order = torch.randperm(model.seq_len, generator=generator, device=device)
+    order = drawn(torch.randperm, model.seq_len, generator=generator, dtype=torch.int64)
     with torch.no_grad():
         permuted.embedding.copy_(model.embedding[order.to(model.embedding.device)])
     return permuted
@@ -40,7 +40,6 @@ def permuted_positions(model: DiT, generator: torch.Generator | None = None) -> 
 
 def shuffled_frames(x: Tensor, generator: torch.Generator) -> Tensor:
     """Sequences (n, N, d) with their frames in random order, another one for each."""
-    draw = {"generator": generator, "dtype": torch.float32, "device": generator.device}
     require_sequences("x", x)
-    keys = torch.rand(x.shape[:2], **draw)
+    keys = drawn(torch.rand, *x.shape[:2], generator=generator, dtype=torch.float32)
     return x.take_along_dim(keys.argsort(dim=1).to(x.device)[:, :, None], dim=1)

@@ -84,7 +84,7 @@ class Seen:
         Raises:
             ValueError: for an unknown split, or tokens without coordinates for the position.
         """
-        _require_known((), split)
+        require_one_of("split", split, SPLITS)
         if split == "coordinate":
             require_positions(self.content)
             position = self.inputs.masked_fill(self.content, 0)
@@ -255,16 +255,16 @@ def _tapped(
 def _require_known(blocks: Sequence[str], split: str) -> None:
     require_one_of("split", split, SPLITS)
     for name in blocks:
-        if name not in BLOCKS:
-            raise ValueError(f"a block is one of {BLOCKS}, got {name!r}")
+        require_one_of("block", name, BLOCKS)
 
 
 def _chosen(model: Transformer, layers: Sequence[int] | None) -> set[int]:
     depth = len(attention_layers(model))
-    for layer in () if layers is None else layers:
+    chosen = set(range(depth) if layers is None else layers)
+    for layer in chosen:
         if not 0 <= layer < depth:
             raise ValueError(f"layers must lie in 0..{depth - 1}, got {layer!r}")
-    return set(range(depth) if layers is None else layers)
+    return chosen
 
 
 @full_precision()

@@ -26,7 +26,27 @@ DEVICE_TYPES = tuple(
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
-class full_precision:
+class without_autocast:
+    """Inside, autocast is off in this thread; products keep the caller's precision.
+
+    For backward passes: they compute in the dtypes of the forward pass, and torch advises against
+    running them under autocast.
+    """
+
+    __slots__ = ("_kinds",)
+
+    def __enter__(self) -> None:
+        asked = DEVICE_TYPES if _any_autocast() else ()
+        self._kinds = [kind for kind in asked if torch.is_autocast_enabled(kind)]
+        for kind in self._kinds:
+            torch.set_autocast_enabled(kind, False)
+
+    def __exit__(self, *_error: object) -> None:
+        for kind in self._kinds:
+            torch.set_autocast_enabled(kind, True)
+
+
+class full_precision(without_autocast):
     """Inside, autocast is off and products of float32 matrices have all their digits.
 
     A context manager, and a decorator of functions, methods and generators; ``with
@@ -47,19 +67,18 @@ class full_precision:
     convolves. It costs about 3 µs where there is nothing to change.
     """
 
-    __slots__ = ("_autocast", "_holds")
+    __slots__ = ("_holds",)
 
-    def __enter__(self) -> full_precision:
-        self._autocast = _autocast_off()
+    def __enter__(self) -> None:
+        super().__enter__()
         self._holds = not torch.compiler.is_compiling()
         if self._holds:
             _PRODUCTS.hold()
-        return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._holds:
             _PRODUCTS.release()
-        _autocast_on(self._autocast)
+        super().__exit__(*error)
 
     def __call__(self, function: Callable) -> Callable:
         """The function, guarded."""
@@ -72,37 +91,6 @@ class full_precision:
                 return function(*args, **kwargs)
 
         return guarded
-
-
-class without_autocast:
-    """Inside, autocast is off in this thread; products keep the caller's precision.
-
-    For backward passes: they compute in the dtypes of the forward pass, and torch advises against
-    running them under autocast.
-    """
-
-    __slots__ = ("_autocast",)
-
-    def __enter__(self) -> None:
-        self._autocast = _autocast_off()
-
-    def __exit__(self, *_error: object) -> None:
-        _autocast_on(self._autocast)
-
-
-def _autocast_off() -> tuple[str, ...]:
-    """Turn it off in this thread; the kinds of devices for which it was on."""
-    if not _any_autocast():
-        return ()
-    kinds = tuple(kind for kind in DEVICE_TYPES if torch.is_autocast_enabled(kind))
-    for kind in kinds:
-        torch.set_autocast_enabled(kind, False)
-    return kinds
-
-
-def _autocast_on(kinds: tuple[str, ...]) -> None:
-    for kind in kinds:
-        torch.set_autocast_enabled(kind, True)
 
 
 def _guarded_generator(function: Callable[..., Iterator]) -> Callable[..., Iterator]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -41,8 +42,5 @@ def _set_here(count: int) -> None:
 
 def _elsewhere(ask: Callable[[], int | None]) -> int | None:
     """What it returns in a thread that is new, and has the number of the process."""
-    told: list[int | None] = []
-    fresh = threading.Thread(target=lambda: told.append(ask()))
-    fresh.start()
-    fresh.join()
-    return told[0]
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(ask).result()

@@ -20,12 +20,7 @@ def lasting(function: Callable) -> Callable:
     ``torch.compile`` made asks for first in inference mode stays of that mode.
     """
 
-    @functools.wraps(function)
-    def made(*args: object, **kwargs: object) -> object:
-        with torch.inference_mode(False):
-            return function(*args, **kwargs)
-
-    return made
+    return torch.inference_mode(False)(function)
 
 
 def on_the_cpu(function: Callable) -> Callable:

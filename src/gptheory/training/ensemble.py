@@ -105,7 +105,8 @@ def fit_ensemble(
             average.lerp_(stack.weights, 1 - config.ema_decay_at(step))
             finite = torch.isfinite(losses) & torch.isfinite(norms)
             last_finite = torch.where(finite, last_finite, last_finite.clamp(max=step))
-    stack.put(average)
+    with torch.no_grad():
+        stack.weights.copy_(average)
     return [
         _member(stack, member.model, row, int(last), config)
         for row, (member, last) in enumerate(zip(members, last_finite, strict=True))
@@ -129,15 +130,15 @@ class _Stack:
         size += -size % VECTOR
         self.weights = nn.Parameter(torch.zeros(size, dtype=self.dtype, device=self.device))
         self.weights.grad = torch.zeros_like(self.weights)
-        stretches = dict(zip(values, self._stretches(self.weights.detach(), values), strict=True))
+        self.values = self._stretches(self.weights.detach(), values)
         gradients = self._stretches(self.weights.grad, values)
-        self.values: dict[str, Tensor] = {}
-        for (name, own), gradient in zip(stretches.items(), gradients, strict=True):
-            own.copy_(values[name].detach())
-            self.values[name] = own.requires_grad_()
-            self.values[name].grad = gradient
-        self._one = copy.deepcopy(models[0]).to("meta").train()
-        self._all = torch.vmap(self._call)
+        for name, own in self.values.items():
+            own.copy_(values[name].detach()).requires_grad_()
+            own.grad = gradients[name]
+        one = copy.deepcopy(models[0]).to("meta").train()
+        self._all = torch.vmap(
+            lambda values, buffers, v, t: functional_call(one, (values, buffers), (v, t))
+        )
 
     def __call__(self, v: Tensor, t: Tensor) -> Tensor:
         """(M, batch, N, d) and (M, batch) -> scores (M, batch, N, d)."""
@@ -160,21 +161,12 @@ class _Stack:
             gradient.mul_(factors)
         return norms
 
-    def put(self, weights: Tensor) -> None:
-        """Set all weights."""
-        with torch.no_grad():
-            self.weights.copy_(weights)
-
-    def _call(
-        self, values: dict[str, Tensor], buffers: dict[str, Tensor], v: Tensor, t: Tensor
-    ) -> Tensor:
-        return functional_call(self._one, (values, buffers), (v, t))
-
     @staticmethod
-    def _stretches(vector: Tensor, values: dict[str, Tensor]) -> list[Tensor]:
+    def _stretches(vector: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
         sizes = [value.numel() for value in values.values()]
         parts = vector[: sum(sizes)].split(sizes)
-        return [part.view(value.shape) for part, value in zip(parts, values.values(), strict=True)]
+        pairs = zip(values.items(), parts, strict=True)
+        return {name: part.view(value.shape) for (name, value), part in pairs}
 
 
 def _require_alike(models: list[nn.Module]) -> None:

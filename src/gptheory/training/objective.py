@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.exact import Score
-from ..diffusion.schedule import half_log_snr, levels, perturb, step_at, stratified_steps
+from ..diffusion.schedule import half_log_snr, levels, perturb, step_at, strata, stratified_steps
 from ..support.draws import drawn
 from ..support.validation import require_count, require_one_of, require_range
 
@@ -95,9 +95,7 @@ def matching_steps(
     if law == "logsnr":
         return stratified_steps(n, t_min, t_max, generator)
     if law == "uniform":
-        within = drawn(torch.rand, n, generator=generator)
-        strata = (torch.arange(n, device=within.device) + within) / n
-        return t_min + (t_max - t_min) * strata
+        return t_min + (t_max - t_min) * strata(n, generator)
     mean, deviation = NORMAL_TIMES
     log_snr = mean + deviation * drawn(torch.randn, n, generator=generator)
     return step_at((log_snr / 2).clamp(half_log_snr(t_max), half_log_snr(t_min)))
