@@ -145,7 +145,8 @@ def test_rank_exponents_at_the_bar():
 
 @pytest.mark.parametrize("b", [0.2, 0.5])
 @pytest.mark.parametrize("eps", [1e-3, None])
-def test_rank_exponent_by_brute_force(b, eps):
+@pytest.mark.parametrize("delta", [0.5, 1.0, 2.0])
+def test_rank_exponent_by_brute_force(b, eps, delta):
     """At log L = 20 the series, the least degree and the binomial from scipy itself."""
     log_length = 20
     radius = b * b * log_length
@@ -159,8 +160,9 @@ def test_rank_exponent_by_brute_force(b, eps):
     # a Bessel function, is taken to be off by 8 u
     rounding = gamma(3 * degree + 8) * math.exp(radius)
     assert np.abs(values - np.exp(s)).max() <= tolerance + rounding
-    rank = special.comb(log_length + degree, degree, exact=True)
-    assert rank_exponent(b, log_length, eps) == pytest.approx(math.log(rank) / log_length)
+    rank = special.comb(int(delta * log_length) + degree, degree, exact=True)
+    found = rank_exponent(b, log_length, eps, delta)
+    assert found == pytest.approx(math.log(rank) / log_length)
 
 
 @pytest.mark.statement("HWLSL Proposition 4.2")
@@ -179,6 +181,13 @@ def test_rank_exponent_vanishes_below_the_threshold():
         assert rank_exponent(b, 1e5) <= bound * 1.001
 
 
+def test_rank_exponent_depends_on_the_head_dimension():
+    """At b = 0.2 and ε = 1/L the exponent is on either side of 1, by δ = d / log L."""
+    found = [rank_exponent(0.2, 1000, delta=delta) for delta in (0.5, 1.0, 2.0)]
+    assert found == pytest.approx([0.67, 0.93, 1.21], abs=0.01)
+    assert found[1] == rank_exponent(0.2, 1000)
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -186,6 +195,7 @@ def test_rank_exponent_vanishes_below_the_threshold():
         ((0.5, 0), "log_length"),
         ((0.5, 10, 0.0), "eps"),
         ((0.5, 10, 1), "eps"),
+        ((0.5, 10, None, 0.0), "delta"),
     ],
 )
 def test_bad_exponents_are_refused(arguments, match):

@@ -271,6 +271,48 @@ def test_gradient_of_self_attention_with_any_scale(scale):
     assert relative(attention_gradient(*problem, 6, scale), expected) < 5e-6
 
 
+@pytest.mark.statement("HWLSL Problem 1")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_printed_gradient_belongs_to_the_printed_loss(seed):
+    """(G.3) with p row by row as in Definition G.7, beside finite differences of (G.1): no scale.
+
+    Their error: truncation, step² / 6 times a third derivative (halving the step divides it by 4),
+    and rounding, u times the loss over the step.
+    """
+    left, right, weight, values, target = conditional(40, 30, 3, 2, seed=10 * seed)
+
+    def loss(x):
+        maps = (left @ x @ right.T).exp()
+        return ((maps / maps.sum(1, keepdim=True)) @ values - target).square().sum() / 2
+
+    def differences(step):
+        nudges = step * torch.eye(9, dtype=F64).view(9, 3, 3)
+        slopes = [(loss(weight + e) - loss(weight - e)) / (2 * step) for e in nudges]
+        return torch.stack(slopes).view(3, 3)
+
+    f = (left @ weight @ right.T).softmax(1)
+    q = (f @ values - target) @ values.T
+    rows = [(torch.diag(a) - torch.outer(a, a)) @ b for a, b in zip(f, q, strict=True)]
+    printed = left.T @ torch.stack(rows) @ right
+    assert_identity(exact_attention_gradient(left, right, weight, values, target, 1.0), printed)
+    errors = [relative(differences(step), printed) for step in (2e-3, 1e-3)]
+    assert errors[1] < 1e-6 and 3.9 < errors[0] / errors[1] < 4.1
+    assert relative(printed / 3, differences(1e-3)) == pytest.approx(2 / 3, abs=1e-5)
+
+
+def test_the_printed_slips_are_not_small():
+    """ρ on the columns (Lemma G.7); normalised over queries (Definition 4.1 to the letter)."""
+    left, right, weight, values, target = conditional(40, 40, 3, 2)
+    printed = exact_attention_gradient(left, right, weight, values, target, 1.0)
+    f = (left @ weight @ right.T).softmax(1)
+    q = (f @ values - target) @ values.T
+    columns = left.T @ (f * q - f * (f * q).sum(1)) @ right
+    unknown = weight.clone().requires_grad_()
+    maps = (left @ unknown @ right.T).softmax(1).T
+    (literal,) = torch.autograd.grad((maps @ values - target).square().sum() / 2, unknown)
+    assert relative(columns, printed) > 0.05 and relative(literal, printed) > 0.5
+
+
 def test_gradient_equals_autograd_through_the_polynomial_map():
     """The low-rank chain itself is exact: it is the softmax formula with f from the polynomial."""
     left, right, weight, values, target = conditional()

@@ -163,12 +163,21 @@ def test_rate_beyond_every_number():
 @pytest.mark.statement("HWLSL Remark 3.4")
 @given(st.floats(8, 1e300), st.floats(0.02, 3.0), st.integers(1, 16))
 def test_the_rate_at_its_best_accuracy(n, epsilon, length):
-    """Between (3/log2 n)^(1/L), whatever ε, and (6/log2 n)^(1/L) + 2 n^(−1/6), for one ε."""
+    """Between (3/log2 n)^(1/L), whatever ε, and (6/log2 n)^(1/L) + 2 n^(−1/6), for one ε < 1."""
     bits = math.log2(n)
     assert_at_most(math.log(3 / bits) / length, log_rate(n, epsilon, length))
     good = (6 / bits) ** (1 / (2 * length))
+    assert good < 1 or n < 65  # below 1 for all n > 64; rounding decides next to it
     bound = (6 / bits) ** (1 / length) + 2 * n ** (-1 / 6)
     assert_at_most(log_rate(n, good, length), math.log(bound))
+
+
+def test_for_few_samples_no_accuracy_below_one_is_as_good():
+    """At n = 8, L = 9 the rate falls all the way to ε = 1, where it is 2.5: above the bound."""
+    rates = [log_rate(8, k / 1000, 9) for k in range(300, 1001)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(math.log(2.5))
+    assert 2.5 > 2 ** (1 / 9) + 2 * 8 ** (-1 / 6) > math.exp(log_rate(8, 1.1, 9))
 
 
 @pytest.mark.parametrize(

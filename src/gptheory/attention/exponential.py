@@ -154,14 +154,17 @@ def degree_for(error: float, radius: float, kind: str = "minimax") -> int:
     )
 
 
-def rank_exponent(b: float, log_length: float, eps: float | None = None) -> float:
-    r"""The exponent :math:`\log r / \log L` of the polynomial method at the paper's scaling.
+def rank_exponent(
+    b: float, log_length: float, eps: float | None = None, delta: float = 1.0
+) -> float:
+    r"""The exponent :math:`\log r / \log L` of the polynomial method where d grows as log L.
 
-    Entries are bounded by :math:`B = b\sqrt{\log L}`, the head dimension is d = log L, the scale
-    1/d, so logits reach :math:`R = b^2 \log L`. With g the least degree whose Chebyshev series
-    satisfies :math:`|P - e^s| \le \varepsilon e^{-R}` there, :math:`r = \binom{d+g}{g}` (by gamma
-    functions where d is no integer). The cost is :math:`L^{1 + \text{exponent}}` up to
-    logarithms, so at 1 nothing is gained over dense attention.
+    Entries are bounded by :math:`B = b\sqrt{\log L}`, the head dimension is :math:`d = \delta
+    \log L`, the scale 1/d, so logits reach :math:`R = b^2 \log L` whatever δ is. (The paper prints
+    no scale: logits reach :math:`d B^2`, and :math:`\sqrt\delta\,B` stands for b.) With g the least
+    degree whose Chebyshev series satisfies :math:`|P - e^s| \le \varepsilon e^{-R}` there,
+    :math:`r = \binom{d+g}{g}` (by gamma functions where d is no integer). The cost is
+    :math:`L^{1 + \text{exponent}}` up to logarithms: at 1 nothing is gained over dense attention.
 
     Source: HWLSL Proposition 4.2.
 
@@ -169,6 +172,7 @@ def rank_exponent(b: float, log_length: float, eps: float | None = None) -> floa
         b: entries in units of :math:`\sqrt{\log L}`, > 0.
         log_length: log L > 0; L itself may be far beyond floating point.
         eps: relative accuracy ε in (0, 1); by default 1/L.
+        delta: δ = d / log L > 0, the constant C of Proposition 4.1.
 
     Returns:
         The exponent; it falls to 0 with b, but slowly: at accuracy 1/L only logarithmically.
@@ -178,12 +182,14 @@ def rank_exponent(b: float, log_length: float, eps: float | None = None) -> floa
     """
     require_positive("b", b)
     require_positive("log_length", log_length)
+    require_positive("delta", delta)
     if eps is not None and not 0 < eps < 1:
         raise ValueError(f"eps must lie in (0, 1), or be absent for 1/L; got {eps!r}")
     radius = b**2 * log_length
     log_tolerance = (-log_length if eps is None else math.log(eps)) - radius
     degree = int(np.argmax(_log_chebyshev_tails(radius, log_tolerance) <= log_tolerance))
-    log_rank = gammaln(log_length + degree + 1) - gammaln(log_length + 1) - gammaln(degree + 1)
+    dim = delta * log_length
+    log_rank = gammaln(dim + degree + 1) - gammaln(dim + 1) - gammaln(degree + 1)
     return float(log_rank / log_length)
 
 

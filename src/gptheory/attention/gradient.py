@@ -35,8 +35,9 @@ def attention_gradient(
     U_1) V_1^\top`. Multiplied by A_2 from the right they are contractions of
     :math:`f\,[H,\ A_2,\ H \bullet A_2]`, which is :func:`.poly_attention` with wider values.
 
-    Source: HWLSL Problem 1; HWLSL Theorem 4.1. The printed lemmas put ρ on the columns and drop λ
-    (chapter 10 holds both against automatic differentiation).
+    Source: HWLSL Problem 1; HWLSL Theorem 4.1. In print λ = 1, in the loss and in its gradient,
+    which is right; only Lemma G.7 puts ρ on the columns. The default 1/d is that of the theorem
+    which the paper cites (chapter 10 says why it is needed).
 
     Args:
         left, right: :math:`A_1` (L, d) and :math:`A_2` (M, d); the same for unconditional
@@ -45,7 +46,7 @@ def attention_gradient(
         values: H, (M, d_v).
         target: E, (L, d_v).
         degree: g.
-        scale: λ, by default 1/d.
+        scale: λ, by default 1/d; 1 is the loss as printed.
         options: of :func:`.poly_attention`.
 
     Returns:

@@ -72,7 +72,8 @@ def poly_attention(
         q: queries (..., L, dim), float32 or float64.
         k, v: keys (..., M, dim) and values (..., M, d_v); often M = L.
         degree: g of the polynomial.
-        scale: λ; by default 1 / dim as in the paper, where torch takes dim^{-1/2}.
+        scale: λ; by default 1 / dim as in Alman and Song 2023, whose theorem the paper cites. The
+            paper itself prints no scale (λ = 1); torch takes dim^{-1/2}.
         radius: R such that all logits lie in [−R, R]; by default :func:`logit_bound`. A given one
             is checked; either way the data are looked at, which stalls an accelerator.
         kind: of polynomial, see :func:`.exp_polynomial`.
@@ -151,8 +152,8 @@ def monomials(x: Tensor, degree: int) -> Tensor:
 def logit_bound(q: Tensor, k: Tensor, scale: float) -> float:
     r"""A bound on all logits, :math:`|\lambda| \max_i \|q_i\| \max_j \|k_j\|`, in one pass.
 
-    It never exceeds the paper's :math:`B^2`, where entries are at most B in size and λ = 1/d
-    (Cauchy-Schwarz).
+    It never exceeds :math:`B^2`, where entries are at most B in size and λ = 1/d
+    (Cauchy-Schwarz); with the λ = 1 of the paper it may be :math:`d B^2`.
 
     Args:
         q, k: (..., L, dim) and (..., M, dim).

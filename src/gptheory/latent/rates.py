@@ -37,13 +37,14 @@ def log_rate(n: float, epsilon: float, length: int) -> float:
               + \varepsilon^2,
 
     which overflows without it. Even at the best ε it vanishes only as a power of 1/log n:
-    :math:`(3/\log_2 n)^{1/L} \le \min_\varepsilon \xi \le (6/\log_2 n)^{1/L} + 2n^{-1/6}` for
-    n >= 8 (chapter 9 has the proof).
+    :math:`(3/\log_2 n)^{1/L} \le \inf_{0 < \varepsilon < 1} \xi \le (6/\log_2 n)^{1/L} +
+    2n^{-1/6}` for n > 64 (chapter 9 has the proof; at n = 8, L = 9 the upper bound fails). It
+    bounds the square of the error: so the proof has it, the theorem is printed without the square.
     Source: HWLSL Definition 3.4; HWLSL Remark 3.4.
 
     Args:
         n: samples, >= 1.
-        epsilon: ε > 0, accuracy of the approximation.
+        epsilon: ε > 0, accuracy of the approximation; the theorem has ε < 1.
         length: L, tokens of the latent.
 
     Returns:
