@@ -19,7 +19,6 @@ from torch import Tensor
 from ..support.validation import require_one_of, require_positive
 from ..support.wrappers import on_the_cpu
 
-VARIANTS = ("trapezoid", "shared-knots", "sine")
 CORNERS = ("rise", "top", "fall", "foot")  # of a bump: a knot and a head for each
 WARN_ABOVE, REFUSE_ABOVE = 1e-3, 5e-2  # resolution of the dtype relative to the smallest gap
 
@@ -73,27 +72,7 @@ def lag_function(variant: str, values: Tensor, period: float, radius: float = 1.
         ValueError: for an unknown variant.
     """
     require_one_of("heads", variant, VARIANTS)
-    if variant == "trapezoid":
-        return _trapezoids(values, period, radius)
-    zero = torch.zeros(1).to(values)
-    if variant == "shared-knots":
-        x, gaps = cosines(len(values), period, radius)
-        # the lowest knot is half a gap outside the band, so that rounding cannot leak from there
-        places = torch.cat([x[-1:] - gaps[-1] / 2, x.flip(0)])
-        weights = _kinks(places, torch.cat([zero, values.flip(0)]))
-        labels = [f"knot below lag {len(values) - 1 - k}" for k in range(len(values))]
-        # nothing lies beyond the highest place, lag 0: its head would never see anything
-        return LagFunction(_inner_product(), places[:-1], weights[:-1], tuple(labels))
-    lags = torch.arange(len(values), dtype=torch.float64)
-    x = radius**2 * torch.sin(2 * math.pi * lags / period)
-    beyond = radius**2 * torch.sin(2 * math.pi * (lags[-1:] + 1) / period)
-    # where the circle turns back no lag is beyond, and a gap below the smallest one is rounding
-    turned = beyond - x[-1] < radius**2 * math.sin(math.pi / period) ** 2
-    outer = torch.where(turned, x[-1] + radius**2 / period, (x[-1] + beyond) / 2)
-    places = torch.cat([-outer, -x[1:].flip(0), x, outer])
-    heights = torch.cat([zero, values.flip(0), values[1:], zero])
-    signed = [f"knot at lag {m:+d}" for m in range(-len(values), len(values) + 1)]
-    return LagFunction(_rotation(), places, _kinks(places, heights), tuple(signed))
+    return VARIANTS[variant](values, period, radius)
 
 
 @on_the_cpu
@@ -142,19 +121,18 @@ def require_separated_lags(
             rounding exceeds 5% of the smallest gap (a warning from 0.1%).
     """
     require_positive("embedding_period", period)
-    least = (4 if variant == "sine" else 2) * (seq_len - 1)
+    if variant == "sine":
+        least, angle = 4 * (seq_len - 1), math.pi / period
+        gap = 2 * math.cos(angle * max(2 * seq_len - 3, 1)) * math.sin(angle)
+        remedy = f"a period nearer to {default_period(variant, seq_len)}"
+    else:
+        least, gap = 2 * (seq_len - 1), cosines(1, period, 1)[1].item()
+        remedy = f"heads='sine', or a period nearer to {least}"
     if period < least:
         raise ValueError(
             f"embedding_period={period:g} is too small to separate lags up to {seq_len - 1} with"
             f" {variant} heads: it must be at least {least}"
         )
-    if variant == "sine":
-        angle = math.pi / period
-        gap = 2 * math.cos(angle * max(2 * seq_len - 3, 1)) * math.sin(angle)
-        remedy = f"a period nearer to {default_period(variant, seq_len)}"
-    else:
-        gap = cosines(1, period, 1)[1].item()
-        remedy = f"heads='sine', or a period nearer to {least}"
     resolution = torch.finfo(dtype).eps / gap
     message = (
         f"embedding_period={period:g} leaves a gap of {gap:.3g} between neighbouring lags, where"
@@ -172,6 +150,33 @@ def _trapezoids(values: Tensor, period: float, radius: float) -> LagFunction:
     above = torch.cat([below[:1], below[:-1]])
     labels = tuple(f"lag {m}, {c}" for m in range(len(values)) for c in CORNERS)
     return LagFunction(_inner_product(), *_bumps(x, torch.minimum(above, below), values), labels)
+
+
+def _shared_knots(values: Tensor, period: float, radius: float) -> LagFunction:
+    x, gaps = cosines(len(values), period, radius)
+    # the lowest knot is half a gap outside the band, so that rounding cannot leak from there
+    places = torch.cat([x[-1:] - gaps[-1] / 2, x.flip(0)])
+    weights = _kinks(places, torch.cat([torch.zeros(1).to(values), values.flip(0)]))
+    labels = tuple(f"knot below lag {m}" for m in reversed(range(len(values))))
+    # nothing lies beyond the highest place, lag 0: its head would never see anything
+    return LagFunction(_inner_product(), places[:-1], weights[:-1], labels)
+
+
+def _sines(values: Tensor, period: float, radius: float) -> LagFunction:
+    lags = torch.arange(len(values), dtype=torch.float64)
+    x = radius**2 * torch.sin(2 * math.pi * lags / period)
+    beyond = radius**2 * torch.sin(2 * math.pi * (lags[-1:] + 1) / period)
+    # where the circle turns back no lag is beyond, and a gap below the smallest one is rounding
+    turned = beyond - x[-1] < radius**2 * math.sin(math.pi / period) ** 2
+    outer = torch.where(turned, x[-1] + radius**2 / period, (x[-1] + beyond) / 2)
+    places = torch.cat([-outer, -x[1:].flip(0), x, outer])
+    zero = torch.zeros(1).to(values)
+    heights = torch.cat([zero, values.flip(0), values[1:], zero])
+    labels = tuple(f"knot at lag {m:+d}" for m in range(-len(values), len(values) + 1))
+    return LagFunction(_rotation(), places, _kinks(places, heights), labels)
+
+
+VARIANTS = {"trapezoid": _trapezoids, "shared-knots": _shared_knots, "sine": _sines}
 
 
 def _bumps(x: Tensor, gaps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,6 +167,7 @@ class ScoreTransformer(nn.Module):
                 checked.
         """
         worst, look = None, self.check_ranges and not torch.compiler.is_compiling()
+        # y is the stream before the block; what comes after the last one is left for below
         for block, y in zip([*self.blocks, None], self._states(v, t), strict=True):
             if block is not None and block.limits is not None and look and len(y):
                 excess = (y.detach().abs() / block.limits).amax(dim=(0, 1))

@@ -6,7 +6,6 @@ Imported by notebooks, never by the numerics.
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -87,12 +86,14 @@ def draw_network(network: ScoreTransformer) -> Figure:
     spaces = network.spaces
     fig, ax = plt.subplots(figsize=(7, 0.26 * len(spaces.names) + 1))
     for column, block in enumerate(network.blocks):
-        halves = ((0.0, _reads(block, spaces), LEARNED), (0.5, _writes(block, spaces), BOUND))
-        for shift, touched, color in halves:
-            for name in touched:
+        attention, layer = block.attention, block.feed_forward
+        read = (attention.query, attention.key, attention.value, layer.up)
+        written = (attention.output.transpose(-1, -2), layer.down.T)
+        for shift, weights, color in ((0.0, read, LEARNED), (0.5, written, BOUND)):
+            for name in {name for weight in weights for name in spaces.touched(weight)}:
                 corner = (column + shift, spaces.names.index(name))
                 ax.add_patch(Rectangle(corner, 0.5, 1, color=color, lw=0))
-        if len(block.attention.query):
+        if len(attention.query):
             ax.axvspan(column, column + 1, color=NULL, alpha=0.18, lw=0, zorder=0)
     ax.set(xlim=(0, len(network.blocks)), ylim=(len(spaces.names), 0), xlabel="block")
     ax.set_yticks([k + 0.5 for k in range(len(spaces.names))], spaces.names)
@@ -109,14 +110,3 @@ def _name_side(axis, line, spaces: Subspaces, named: tuple[str, ...]) -> None:
     centres = [(spaces[name].start + spaces[name].stop + 1) / 2 for name in named]
     axis.set_ticks(centres, named)
     axis.set_tick_params(labelsize=8)
-
-
-def _reads(block: Block, spaces: Subspaces) -> set[str]:
-    attention = block.attention
-    weights = (attention.query, attention.key, attention.value, block.feed_forward.up)
-    return {name for w in weights if w.numel() for name in spaces.touched(w)}
-
-
-def _writes(block: Block, spaces: Subspaces) -> set[str]:
-    weights = (block.attention.output.transpose(-1, -2), block.feed_forward.down.T)
-    return {name for w in weights if w.numel() for name in spaces.touched(torch.atleast_2d(w))}

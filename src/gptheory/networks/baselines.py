@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..support.draws import weights_from
 from ..support.validation import require_count
-from .score_network import Modulation, ScoreNetwork, modulated_norm, zero_init
+from .score_network import Modulation, ScoreNetwork, mlp, modulated_norm, zero_init
 
 CLOCK_WIDTH = 64
 KERNEL = 3  # frames
@@ -132,12 +132,7 @@ class FrameMLP(ScoreNetwork):
             self.modulations = nn.ModuleList(
                 Modulation(CLOCK_WIDTH, hidden, 3) for _ in range(depth)
             )
-            self.blocks = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
-                )
-                for _ in range(depth)
-            )
+            self.blocks = nn.ModuleList(mlp(hidden, 2) for _ in range(depth))
             self.readout = zero_init(nn.Linear(hidden, dim))
 
     def velocity(self, v: Tensor, clock: Tensor) -> Tensor:

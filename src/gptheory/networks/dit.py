@@ -15,7 +15,7 @@ from ..attention.layer import ATTENTIONS, Attention
 from ..attention.positions import frame_embedding
 from ..support.draws import weights_from
 from ..support.validation import require_count, require_one_of
-from .score_network import Modulation, ScoreNetwork, modulated_norm, zero_init
+from .score_network import Modulation, ScoreNetwork, mlp, modulated_norm, zero_init
 
 
 class DiTBlock(nn.Module):
@@ -34,9 +34,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.modulation = Modulation(width, width, 6)
         self.attention = Attention(width, heads, attention, fused)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
-        )
+        self.mlp = mlp(width, expansion)
 
     def forward(self, y: Tensor, clock: Tensor) -> Tensor:
         """(batch, N, width) and (batch or 1, width) -> (batch, N, width)."""

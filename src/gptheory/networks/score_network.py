@@ -131,6 +131,12 @@ def modulated_norm(y: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, nn.functional.layer_norm(y, y.shape[-1:]), 1 + scale)
 
 
+def mlp(width: int, expansion: int) -> nn.Sequential:
+    """One hidden layer of ``expansion`` times the width, with GELU: (…, width) -> (…, width)."""
+    hidden = expansion * width
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
 def zero_init(layer: nn.Module) -> nn.Module:
     """Set all weights of a layer to zero and return it."""
     for parameter in layer.parameters():

@@ -193,18 +193,18 @@ def block_norms(model: Transformer) -> Tensor:
     content = content_coordinates(model)
     require_positions(content)
     parts = {"x": content, "e": ~content}
-    layers, norms = attention_layers(model), []
-    heads = [len(query_key_products(layer)) for layer in dict.fromkeys(layers)]
+    layers, norms = attention_layers(model), {}
+    for layer in layers:
+        product = query_key_products(layer)
+        blocks = (product[:, parts[a]][:, :, parts[b]] for a, b in BLOCKS)
+        norms[layer] = torch.stack([torch.linalg.matrix_norm(b) for b in blocks], dim=-1)
+    heads = [len(each) for each in norms.values()]
     if len(set(heads)) > 1:
         raise ValueError(
             f"layers with different numbers of heads, {heads}, have no common table of norms; look"
             " at them one by one with query_key_products"
         )
-    for layer in layers:
-        product = query_key_products(layer)
-        blocks = (product[:, parts[a]][:, :, parts[b]] for a, b in BLOCKS)
-        norms.append(torch.stack([torch.linalg.matrix_norm(block) for block in blocks], dim=-1))
-    return torch.stack(norms)
+    return torch.stack([norms[layer] for layer in layers])
 
 
 def logit_shares(seen: Seen, split: str = "coordinate") -> dict[str, float]:

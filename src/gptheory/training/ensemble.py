@@ -221,9 +221,8 @@ def _member(
             f" ({config.learning_rate:g}) or check the data"
         )
     trained = copy.deepcopy(model)
+    stacked = stack.values | stack.buffers
     with torch.no_grad():
-        for name, value in trained.named_parameters():
-            value.copy_(stack.values[name][row])
-        for name, value in trained.named_buffers():
-            value.copy_(stack.buffers[name][row])
+        for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
+            value.copy_(stacked[name][row])
     return trained.eval().requires_grad_(False)
