@@ -9,6 +9,7 @@ import numpy as np
 from scipy import linalg, special
 from torch import Tensor
 
+from ..support.overlap import relative_tv
 from ..support.rounding import spectrum_rounding
 from ..support.spectra import covariance_spectrum, symmetric_root
 from ..support.validation import NotPSDError, as_real, require_finite, require_symmetric
@@ -68,10 +69,35 @@ def gaussian_w2(
     return math.sqrt(np.sum((root_p - root_q @ (left @ right)) ** 2) + np.sum(delta**2))
 
 
+def gaussian_tv(
+    cov_p: Tensor, cov_q: Tensor, mean_p: Tensor | None = None, mean_q: Tensor | None = None
+) -> float:
+    r"""Total variation distance of two Gaussians, :math:`E_p(1 - q/p)_+`.
+
+    In coordinates where both are diagonal it is one integral (:mod:`.overlap`).
+
+    Args:
+        cov_p, cov_q: (D, D) covariances; q must be positive definite.
+        mean_p, mean_q: (D,), zero if absent.
+
+    Returns:
+        The distance, in [0, 1]; 1 where p is singular and q is not.
+
+    Raises:
+        NotPSDError: if a matrix is not positive semidefinite, or q is singular.
+        ValueError: for shapes that disagree, or matrices not symmetric and finite.
+
+    Accuracy: 1e-8 where four or more directions differ, 1e-5 where only one does.
+    """
+    return relative_tv(*_relative_spectrum(cov_p, cov_q, mean_p, mean_q))
+
+
 def gaussian_tv_bounds(
     cov_p: Tensor, cov_q: Tensor, mean_p: Tensor | None = None, mean_q: Tensor | None = None
 ) -> tuple[float, float]:
-    r"""Two-sided bounds on the total variation distance of two Gaussians, which has no closed form.
+    r"""Two-sided bounds on the total variation distance of two Gaussians, in closed form.
+
+    The distance itself, an integral, is :func:`gaussian_tv`.
 
     Upper: the smaller of :math:`\sqrt{1 - BC^2}`, with the Bhattacharyya coefficient BC, and
     Pinsker's :math:`\sqrt{KL/2}` in either direction. (Bretagnolle and Huber's :math:`\sqrt{1 -
