@@ -90,7 +90,7 @@ def budget(
             factors: it has no density, and stopping at any t_0 costs 1.
         ValueError: for counts or steps out of range, or what the estimator refuses.
 
-    Accuracy: 1e-8 a term (1e-5 in one dimension), for the training sets that were drawn.
+    Accuracy: 1e-8 a term (:func:`.relative_tv`), for the training sets that were drawn.
     """
     require_count("n", n)
     require_count("draws", draws)
