@@ -143,9 +143,9 @@ class SubspaceData:
         wide = v.double()
         latent = self.encode(wide)
         off = wide - self.decode(latent)
-        variance = noise**2 if not isinstance(noise, Tensor) else noise.to(wide).flatten() ** 2
-        logs = torch.as_tensor(2 * math.pi * variance, dtype=wide.dtype).to(wide).log()
-        outside = off.square().sum(dim=(1, 2)) / variance + (self.dim - self.latent_dim) * logs
+        variance = noise.to(wide).flatten() ** 2 if isinstance(noise, Tensor) else noise**2
+        log = torch.as_tensor(2 * math.pi * variance, dtype=wide.dtype, device=wide.device).log()
+        outside = off.square().sum(dim=(1, 2)) / variance + (self.dim - self.latent_dim) * log
         on = self.latent.noised_log_prob(latent, signal, noise)
         return (on - outside / 2).to(v)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ def log_likelihood(
             a score of another shape or without a derivative in v.
         FloatingPointError: if the flow leaves the range of floating point.
 
-    Accuracy: at the default steps 3e-5 a sequence for 32 coordinates and a Gaussian's score in
-    float64 (16 times less for twice the steps), 1e-4 in float32. A network's score is less smooth:
+    Accuracy: beside the density in closed form, at the default steps, at most 5e-4 for a sequence
+    of 32 coordinates (N = 16, d = 2, ℓ = 8) and 1e-2 for the mixtures and subspaces of the tests;
+    16 times less for twice the steps, down to 2e-4 in float32. A network's score is less smooth:
     double the steps and compare.
     """
     require_sequences("v", v)
@@ -241,9 +243,9 @@ def _start_density(v: Tensor, t: float, start: KnownLaw | None) -> Tensor:
     return start.noised_log_prob(v, alpha(t), sigma(t))
 
 
-def _signs(*shape: int, **source) -> Tensor:
-    """Random signs, from uniform numbers."""
-    return torch.where(torch.rand(*shape, **source) < 0.5, -1.0, 1.0).to(source["dtype"])
+def _signs(*shape: int, dtype: torch.dtype, **source: Any) -> Tensor:
+    """Random signs, the same in every dtype."""
+    return 2 * torch.randint(2, shape, **source).to(dtype) - 1
 
 
 def _average(values: Tensor) -> tuple[float, float]:
