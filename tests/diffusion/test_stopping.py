@@ -82,14 +82,23 @@ def test_structure_makes_the_path_shorter():
     assert paths == sorted(paths) and paths[0] < 0.5 * paths[2]
 
 
-def test_whole_is_what_the_flow_of_the_score_measures():
+@pytest.mark.parametrize("t_max", [1.0, 8.0])
+def test_whole_is_what_the_flow_of_the_score_measures(t_max):
     """With t_0 so small that stopping is nothing, and the very training set of the budget."""
-    law, t_min, t_max = process(3, 2, seed=1), 1e-6, 8.0
+    law, t_min = process(3, 2, seed=1), 1e-6
     one = budget(law, 64, t_min, t_max, draws=1, generator=seeded(5))
     score = WienerScore(law.sample(64, seeded(5), torch.float64))
     flow = total_variation(score, law, 2000, t_min, t_max, 32, seeded(6), torch.float64)
     assert one.stopping < 1e-4
     assert abs(flow.value - one.whole) <= 2 * flow.standard_error + one.stopping
+
+
+def test_path_and_whole_differ_by_the_horizon():
+    """The exact flow carries TV(p_T, N(0, I)) down unchanged, here with p_T far from white."""
+    law = process(3, 2, seed=1)
+    many = budget(law, 200_000, 1e-6, 1.0, draws=1)
+    assert many.path < 0.02 < 0.2 < many.horizon
+    assert many.whole == pytest.approx(many.horizon, abs=0.02)
 
 
 def test_a_seed_decides_the_training_sets():
