@@ -60,9 +60,10 @@ def test_flow_of_the_exact_score_has_the_density_of_the_law(law, dtype):
     v = noised_draws(law, 64, dtype=dtype)
     found = log_likelihood(ExactScore(law), v, start=law)
     assert found.shape == (64,) and found.dtype == F64
-    assert (found - density(law, v)).abs().max() < 1e-2
-    finer = log_likelihood(ExactScore(law), v, steps=96, start=law)
-    assert (finer - density(law, v)).abs().max() < (2e-4 if dtype == F32 else 1e-4)
+    assert (found - density(law, v)).abs().max() < 3e-3
+    finer = log_likelihood(ExactScore(law), v, steps=48, start=law)
+    assert (finer - density(law, v)).abs().max() < 2e-4
+    assert log_likelihood(ExactScore(law), v[:0], steps=1).shape == (0,)
 
 
 def test_flow_is_of_order_four():
