@@ -15,7 +15,7 @@ import pytest
 import torch
 from settings import default_device, default_dtype, products
 from strategies import DEVICES, process, seeded
-from tolerances import assert_statistical
+from tolerances import assert_float32, assert_identity, assert_statistical
 
 import gptheory
 from gptheory.data import GaussianProcess, GaussianTwin, PowerExponential, random_mixture
@@ -232,3 +232,34 @@ def test_levels_may_be_numbers_or_one_a_sequence(name):
     assert torch.allclose(law.noised_score(v, *levels), plain, rtol=1e-9, atol=1e-9)
     white = law.noised_score(v, 0.0, 1.5)  # nothing of the law is left
     assert torch.allclose(white, -v / 1.5**2, rtol=1e-9, atol=1e-9)
+
+
+# ---- the density --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [(0.99, 0.07), (0.6, 1.5)])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "long"])
+def test_the_score_is_the_gradient_of_the_log_density(name, levels):
+    law = KNOWN[name]
+    v = torch.randn(4, law.seq_len, law.dim, generator=seeded(1), dtype=F64, requires_grad=True)
+    density = law.noised_log_prob(v, *levels)
+    (found,) = torch.autograd.grad(density.sum(), v)
+    assert_identity(found, law.noised_score(v.detach(), *levels), condition=10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", KNOWN)
+def test_levels_of_a_density_may_be_numbers_or_one_a_sequence(name, device):
+    """In any dtype; and where nothing of the law is left, white noise has its own density."""
+    law = KNOWN[name]
+    v = torch.randn(3, law.seq_len, law.dim, generator=seeded(1), dtype=F64).to(device)
+    plain = law.noised_log_prob(v, 0.6, 1.5)
+    assert (plain.shape, plain.dtype, plain.device) == ((3,), F64, v.device)
+    levels = (torch.full((3, 1, 1), level, dtype=F64, device=device) for level in (0.6, 1.5))
+    assert_identity(law.noised_log_prob(v, *levels), plain)
+    single = law.noised_log_prob(v.float(), 0.6, 1.5)
+    assert single.dtype == F32
+    assert_float32(single, plain)
+    zero = torch.zeros((), dtype=F64)
+    normal = torch.distributions.Normal(zero, zero + 1.5).log_prob(v.cpu()).sum(dim=(1, 2))
+    assert_identity(law.noised_log_prob(v, 0.0, 1.5), normal)

@@ -45,6 +45,13 @@ def test_score_is_the_gradient_of_the_log_density(components, t, seed):
     assert relative_norm(ExactScore(law)(v.detach(), t), gradient) < 1e-11
 
 
+@given(st.integers(1, 4), diffusion_steps, seeds)
+def test_density_agrees_with_torch(components, t, seed):
+    law = mixture(components, seed=seed % 1000)
+    v = torch.randn(5, 2, 2, generator=seeded(seed), dtype=torch.float64)
+    assert_identity(law.noised_log_prob(v, alpha(t), sigma(t)), log_density(law, v, t), 10)
+
+
 def test_one_component_is_a_gaussian_process():
     process = GaussianProcess(covariance(3), covariance(2, 1), torch.ones(2))
     law = GaussianMixture(process.mean[None], process.covariance())

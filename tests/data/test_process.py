@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from strategies import DEVICES, covariance, process, processes, seeded, seeds
 from tolerances import (
@@ -48,6 +49,17 @@ def test_log_prob_agrees_with_scipy(law, seed):
     oracle = stats.multivariate_normal(law.mean.flatten().numpy(), dense)
     expected = oracle.logpdf(x.flatten(1).numpy()).reshape(6)
     assert_identity(law.log_prob(x), expected, condition=np.linalg.cond(dense))
+
+
+@given(processes, seeds, st.floats(0.0, 1.0), st.floats(0.05, 2.0))
+def test_noised_log_prob_agrees_with_scipy(law, seed, signal, noise):
+    v = 2 * torch.randn(6, law.seq_len, law.dim, generator=seeded(seed), dtype=torch.float64)
+    dense = signal**2 * np.kron(law.gram().numpy(), law.spatial.numpy())
+    dense = dense + noise**2 * np.eye(len(dense))
+    oracle = stats.multivariate_normal(signal * law.mean.flatten().numpy(), dense)
+    expected = oracle.logpdf(v.flatten(1).numpy()).reshape(6)
+    condition = np.linalg.cond(dense)
+    assert_identity(law.noised_log_prob(v, signal, noise), expected, condition=condition)
 
 
 @pytest.mark.statement("FDGWC Data model")

@@ -82,7 +82,8 @@ MATRICES = """
     GaussianProcess.__init__ temporal; GaussianProcess.__init__ spatial;
     GaussianProcess.__init__ mean; GaussianMixture.__init__ covariance; truncate gram; taper gram;
     band gram; require_symmetric matrix; gaussian_kl cov_p; gaussian_kl cov_q; gaussian_kl mean_p;
-    gaussian_w2 cov_p; gaussian_w2 cov_q; gaussian_w2 mean_p; gaussian_tv_bounds cov_p;
+    gaussian_w2 cov_p; gaussian_w2 cov_q; gaussian_w2 mean_p; gaussian_tv cov_p;
+    gaussian_tv cov_q; gaussian_tv mean_p; gaussian_tv_bounds cov_p;
     gaussian_tv_bounds cov_q; gaussian_tv_bounds mean_p; relative_error estimate;
     relative_error truth; temporal_covariance mean; uniform_correlation gamma
 """
@@ -110,7 +111,7 @@ DATA = """
     explained target; mean_lag maps; contrast maps; lag_profile maps; toeplitz_defect maps;
     Ball.render centres; Ball.locate frames; Digits.__init__ images; Digits.render centres;
     Digits.locate frames; LatentMap.fit frames; LatentMap.encode frames; GaussianTwin.__init__ x;
-    measured_motion paths
+    measured_motion paths; log_likelihood v
 """
 # several tensors that nothing moves
 TOGETHER = """
@@ -146,7 +147,8 @@ INNER = {
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
     "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
     "require_score": "looks at shapes", "as_level": "a change of shape",
-    "noised_score": "what ExactScore has checked",
+    "noised_score": "what ExactScore has checked", "noised_log_prob": "the same",
+    "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",

@@ -343,3 +343,18 @@ def test_pca_error_of_noisy_samples():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_density_of_a_gaussian_on_a_subspace_is_that_of_its_covariance(noise):
+    """In all D directions: B C Bᵀ and the noise in them, against torch."""
+    latent, basis = (
+        GaussianProcess(torch.eye(1), covariance(4), torch.ones(4)),
+        random_basis(7, 4, seeded(1)),
+    )
+    law, (a, s) = SubspaceData(basis, latent, noise), (alpha(0.05), sigma(0.05))
+    white = (s**2 + (a * noise) ** 2) * torch.eye(7, dtype=torch.float64)
+    dense = a**2 * basis @ latent.covariance() @ basis.T + white
+    oracle = torch.distributions.MultivariateNormal(a * basis.sum(dim=1), dense)
+    v = torch.randn(5, 1, 7, generator=seeded(2), dtype=torch.float64)
+    assert_identity(law.noised_log_prob(v, a, s), oracle.log_prob(v[:, 0]), condition=100)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, linalg, stats
 from strategies import DEVICES, covariance, seeded, seeds
-from tolerances import assert_at_most
+from tolerances import assert_at_most, assert_statistical
 
 from gptheory.data import random_covariance
-from gptheory.measures import gaussian_kl, gaussian_w2
+from gptheory.measures import gaussian_kl, gaussian_tv, gaussian_w2
 from gptheory.measures.gaussians import gaussian_tv_bounds
+from gptheory.support.overlap import line_tv
 from gptheory.support.rounding import gamma
 from gptheory.support.validation import NotPSDError
 
@@ -71,6 +72,8 @@ def test_tv_on_the_line_agrees_with_numerical_integration(variance_p, variance_q
     one = torch.ones(1, 1).double()
     lower, upper = gaussian_tv_bounds(variance_p * one, variance_q * one, mean * one[0], 0 * one[0])
     assert lower == upper == pytest.approx(1 - integral, abs=1e-4)
+    exact = gaussian_tv(variance_p * one, variance_q * one, mean * one[0], 0 * one[0])
+    assert exact == pytest.approx(lower, abs=1e-12)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 5])
@@ -89,6 +92,8 @@ def test_tv_bounds_contain_the_monte_carlo_value(dim, shift, high):
     lower, upper = gaussian_tv_bounds(cov_p, cov_q, mean_p, mean_q)
     assert lower - margin <= excess.mean() <= upper + margin
     assert upper < 4 * lower  # the bounds say something
+    exact = gaussian_tv(cov_p, cov_q, mean_p, mean_q)
+    assert_statistical(excess.mean(), exact, margin / 5, n)
 
 
 def test_tv_of_shifted_gaussians_is_known_exactly():
@@ -98,6 +103,43 @@ def test_tv_of_shifted_gaussians_is_known_exactly():
     lower, upper = gaussian_tv_bounds(cov, cov, shift)
     assert lower == pytest.approx(2 * stats.norm.cdf(distance / 2) - 1, rel=1e-9)
     assert lower <= upper
+    assert gaussian_tv(cov, cov, shift) == pytest.approx(lower, abs=1e-9)
+
+
+def test_tv_of_white_gaussians_is_a_difference_of_gamma_functions():
+    """N(0, cI) and N(0, I) differ in ‖x‖ only: densities cross at ‖x‖² = D log c / (1 − 1/c)."""
+    for dim, scale in ((4, 3.0), (32, 1.1), (32, 4.0), (200, 1.01)):
+        edge = dim * math.log(scale) / (1 - 1 / scale)
+        expected = stats.chi2.cdf(edge, dim) - stats.chi2.cdf(edge / scale, dim)
+        eye = torch.eye(dim, dtype=torch.float64)
+        assert gaussian_tv(scale * eye, eye) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize("mean", [0.3, 2.0])
+def test_tv_where_only_one_direction_differs_is_that_of_a_line(mean, variance):
+    """The integral's worst case: nothing but the one direction makes its integrand decay."""
+    p = torch.tensor([variance, 1.0, 1.0]).double().diag()
+    found = gaussian_tv(p, torch.eye(3).double(), torch.tensor([mean, 0.0, 0.0]).double())
+    assert found == pytest.approx(line_tv(mean, variance), abs=1e-5)
+
+
+@given(gaussian_pairs())
+@settings(max_examples=40)
+def test_tv_is_a_distance_between_its_bounds(pair):
+    cov_p, cov_q, mean_p, mean_q = pair
+    lower, upper = gaussian_tv_bounds(*pair)
+    found = gaussian_tv(*pair)
+    assert lower - 1e-5 <= found <= upper + 1e-5
+    assert gaussian_tv(cov_q, cov_p, mean_q, mean_p) == pytest.approx(found, abs=1e-5)
+    assert gaussian_tv(cov_p, cov_p, mean_p, mean_p) == pytest.approx(0, abs=1e-9)
+
+
+def test_tv_from_a_law_without_a_density_is_one():
+    flat = torch.tensor([1.0, 0.0]).double().diag()
+    assert gaussian_tv(flat, torch.eye(2)) == 1
+    with pytest.raises(NotPSDError, match="cov_q must be positive definite"):
+        gaussian_tv(torch.eye(2), flat)
 
 
 # ---- laws -------------------------------------------------------------------------------------

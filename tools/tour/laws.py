@@ -6,10 +6,11 @@ import torch
 
 from gptheory.attention import positions
 from gptheory.data import GaussianProcess, covariance, decaying_process, estimate, kernels
-from gptheory.diffusion import ExactScore, schedule
+from gptheory.data import law as laws_of
+from gptheory.diffusion import ExactScore, schedule, stopping
 from gptheory.diffusion import exact as diffusion_exact
 from gptheory.measures import covariances, gaussians
-from gptheory.support import draws, spectra, validation
+from gptheory.support import draws, overlap, spectra, validation
 
 from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
 
@@ -106,8 +107,32 @@ def distances_of_gaussians(device: torch.device, dtype: torch.dtype) -> Found:
     return {
         "kl": gaussians.gaussian_kl(p, q, mean),
         "w2": gaussians.gaussian_w2(p, q, mean),
-        "tv low": low, "tv high": high,
+        "tv": gaussians.gaussian_tv(p, q, mean), "tv low": low, "tv high": high,
+        "tv dense": overlap.dense_tv(*(each.cpu().numpy() for each in (p, mean, q, 2 * mean))),
     }  # fmt: skip
+
+
+@stop("exact")
+def budget_of_a_generator(device: torch.device, dtype: torch.dtype) -> Found:
+    """Three terms for a law that lies on the device, and what each is alone."""
+    own = law(device)
+    found = stopping.budget(own, 30, draws=1)
+    return {
+        "path": found.path, "whole": found.whole, "ceiling": found.ceiling, "t_max": found.t_max,
+        "stopping": stopping.stopping_tv(own, 0.01), "horizon": stopping.horizon_tv(own, 3.0),
+    }  # fmt: skip
+
+
+@stop("exact")
+def densities(device: torch.device, dtype: torch.dtype) -> Found:
+    """Of noised sequences, by laws on either side, with levels as numbers and as tensors."""
+    v = sequences(1, 3, device, dtype)
+    levels = schedule.levels(steps(3), v)
+    return {
+        "number": law(device).noised_log_prob(v, 0.9, 0.4),
+        "law of the CPU": law().noised_log_prob(v, *levels),
+        "diagonal": laws_of.diagonal_log_density(v.flatten(1), 2.0),
+    }
 
 
 @stop("exact")

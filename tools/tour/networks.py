@@ -249,6 +249,7 @@ def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} decoded": data.decode(code), f"{name} score": ExactScore(data)(x, 0.1),
             f"{name} score, steps": ExactScore(data)(x, steps(5)),
             f"{name} energy": latent_errors.orthogonal_energy(x, data),
+            f"{name} density": data.noised_log_prob(x, 0.9, 0.4),
         }  # fmt: skip
     moved = data.to(device)
     assert {each.device.type for each in (moved, moved.latent)} == {device.type}

@@ -22,6 +22,7 @@ from gptheory.data import GaussianProcess, covariance
 from gptheory.diffusion import ExactScore, denoiser, unrolled
 from gptheory.diffusion import sampler as generation
 from gptheory.figures import networks
+from gptheory.measures import likelihood
 from gptheory.measures import scores as measure
 from gptheory.support import spectra
 
@@ -220,6 +221,28 @@ def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
         "coupled": measure.coupled_ode_error(own, law(device), n=4, steps=5, **common),
         "variances": variances, "spectrum": spectrum,
     }  # fmt: skip
+
+
+@stop("exact")
+def densities_by_the_flow(device: torch.device, dtype: torch.dtype) -> Found:
+    """Of sequences on the device, to a score whose law lies on either side."""
+    v, here, there = sequences(4, 3, device, dtype), ExactScore(law(device)), ExactScore(law())
+    return {
+        "exact": likelihood.log_likelihood(here, v, steps=3, start=law(device)),
+        "law of the CPU": likelihood.log_likelihood(there, v, steps=3, start=law()),
+        "white start": likelihood.log_likelihood(here, v, steps=3),
+        "signs": likelihood.log_likelihood(here, v, steps=3, probes=2, generator=seeded(5)),
+    }
+
+
+@stop("exact", drawn=True)
+def distances_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
+    """Total variation of an iteration from laws on the device and on the CPU."""
+    found, own = {}, unrolled.UnrolledScore(law(device), 2)
+    for name, each in (("of the device", law(device)), ("of the CPU", law())):
+        tv = likelihood.total_variation(own, each, 8, steps=3, generator=seeded(6), dtype=dtype)
+        found |= {f"{name}, tv": tv.value, f"{name}, kl": tv.kl}
+    return found
 
 
 @stop("exact")

@@ -7,6 +7,7 @@ members is a law.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -58,7 +59,7 @@ class Law(Protocol):
 
 @runtime_checkable
 class KnownLaw(Law, Protocol):
-    """A law whose score is known at every noise level: :class:`.ExactScore`."""
+    """A law whose score and density are known at every noise level: :class:`.ExactScore`."""
 
     @abstractmethod
     def noised_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
@@ -72,6 +73,32 @@ class KnownLaw(Law, Protocol):
         Returns:
             (batch, N, d), dtype and device of v.
         """
+
+    @abstractmethod
+    def noised_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Log-density :math:`\log p(v)` of the same v, whose gradient :meth:`noised_score` is.
+
+        Args:
+            v, signal, noise: as in :meth:`noised_score`.
+
+        Returns:
+            (batch,), dtype and device of v; computed in float64.
+        """
+
+
+def diagonal_log_density(residuals: Tensor, variances: float | Tensor) -> Tensor:
+    r"""Log-density of independent Gaussians, :math:`-\tfrac12\sum(r^2/c + \log 2\pi c)`.
+
+    Args:
+        residuals: r, (..., D).
+        variances: c > 0, a number or what broadcasts to (..., D).
+
+    Returns:
+        (...).
+    """
+    variances = torch.as_tensor(variances, dtype=residuals.dtype, device=residuals.device)
+    logs = (2 * math.pi * variances).log().expand_as(residuals)
+    return -0.5 * (residuals**2 / variances + logs).sum(dim=-1)
 
 
 @lasting

@@ -19,7 +19,7 @@ from ..support.validation import (
     require_values,
 )
 from ..support.wrappers import lasting
-from .law import moved
+from .law import diagonal_log_density, moved
 
 
 class GaussianMixture:
@@ -134,6 +134,17 @@ class GaussianMixture:
         shares = (weights.log() + exponents).softmax(dim=1)
         pulls = torch.einsum("kij,bkj->bki", axes, along / noised)
         return -torch.einsum("bk,bki->bi", shares, pulls).view_as(v)
+
+    def noised_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r""":math:`\log\sum_k w_k\,N(v;\, a\,m_k,\, a^2 C_k + s^2 I)`.
+
+        Args and returns: see :meth:`.KnownLaw.noised_log_prob`.
+        """
+        signal, noise = (x.to(self.means) if isinstance(x, Tensor) else x for x in (signal, noise))
+        residuals = v.to(self.means).flatten(1)[:, None] - signal * self.means  # (batch, K, L·d)
+        along = torch.einsum("kij,bki->bkj", self._axes, residuals)
+        each = diagonal_log_density(along, signal**2 * self._variances + noise**2)
+        return (self.weights.log() + each).logsumexp(dim=1).to(v)
 
 
 def random_mixture(

@@ -35,7 +35,7 @@ from ..support.validation import (
 from ..support.wrappers import lasting
 from .covariance import gram, toeplitz
 from .kernels import PowerExponential
-from .law import moved
+from .law import diagonal_log_density, moved
 from .noise import circulant_amplitude, circulant_noise, dense_noise
 
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
@@ -217,6 +217,17 @@ class GaussianProcess:
         signal, noise = frames_first(signal), frames_first(noise)
         frames = v.transpose(0, 1) - signal * mean  # (N, batch, d)
         return -on_spectrum(u, w, frames, lambda x: x / (signal**2 * variances + noise**2))
+
+    def noised_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Log-density of :math:`N(a\mu, a^2\,\Gamma\otimes\Sigma + s^2 I)`, diagonal as the score.
+
+        Args and returns: see :meth:`.KnownLaw.noised_log_prob`.
+        """
+        (temporal, u), (spatial, w) = self.temporal_spectrum, self.spatial_spectrum
+        signal, noise = (x.to(u) if isinstance(x, Tensor) else x for x in (signal, noise))
+        rotated = u.T @ (v.to(u) - signal * self.mean) @ w
+        variances = signal**2 * torch.outer(temporal, spatial) + noise**2  # (N, d), or of a batch
+        return diagonal_log_density(rotated.flatten(1), variances.flatten(-2)).to(v)
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Log-density :math:`-\tfrac12 (\|r\|^2 + \log\det(2\pi\,\Gamma\otimes\Sigma))`.

@@ -132,6 +132,22 @@ class SubspaceData:
         off = v - self.decode(latent)
         return self.decode(self.latent.noised_score(latent, signal, noise)) - off / noise**2
 
+    def noised_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        r"""Log-density of the latent, noised, plus that of white noise in D − d_0 directions.
+
+        Args and returns: see :meth:`.KnownLaw.noised_log_prob`.
+        """
+        if self.noise:
+            noise = (noise**2 + (self.noise * signal) ** 2) ** 0.5
+        wide = v.double()
+        latent = self.encode(wide)
+        off = wide - self.decode(latent)
+        variance = noise.to(wide).flatten() ** 2 if isinstance(noise, Tensor) else noise**2
+        log = torch.as_tensor(2 * math.pi * variance, dtype=wide.dtype, device=wide.device).log()
+        outside = off.square().sum(dim=(1, 2)) / variance + (self.dim - self.latent_dim) * log
+        on = self.latent.noised_log_prob(latent, signal, noise)
+        return (on - outside / 2).to(v)
+
 
 def smoothed(score: Score, noise: float) -> Score:
     r"""The score of noised :math:`x + \tau\varepsilon`, from that of noised x.

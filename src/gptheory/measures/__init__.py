@@ -9,6 +9,7 @@ from .covariances import (
     spatial_covariance,
     temporal_covariance,
 )
-from .gaussians import gaussian_kl, gaussian_w2
+from .gaussians import gaussian_kl, gaussian_tv, gaussian_w2
+from .likelihood import TotalVariation, log_likelihood, total_variation
 from .motion import measured_motion, motion_floor, true_motion
 from .scores import coupled_ode_error, path_kl, propagated_spectrum, score_error
