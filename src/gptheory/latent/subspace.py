@@ -10,6 +10,7 @@ are sequences of one frame here, (batch, 1, D), so that all samplers and trainer
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
