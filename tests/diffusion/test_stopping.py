@@ -50,6 +50,14 @@ def test_early_stopping_needs_the_smallest_eigenvalue(exponent, without, with_it
     assert chosen.stopping < math.sqrt(32 / 8 / N_MANY)  # the docstring's
 
 
+def test_without_the_eigenvalue_the_rate_survives_where_n_is_above_its_inverse_square():
+    law = decaying_process(16, 2, 8.0, 1.9)
+    smallest = (law.temporal_spectrum[0][0] * law.spatial_spectrum[0][0]).item()
+    assert stopping_tv(law, smallest) > 0.3
+    costs = [stopping_tv(law, smallest * share) for share in (1e-3, 1e-4)]
+    assert costs[0] / costs[1] == pytest.approx(10, rel=0.01)
+
+
 def test_the_horizon_costs_one_nth():
     law = decaying_process(16, 2, 8.0)
     for t, expected in ((2.0, 0.33), (6.0, 0.009), (10.0, 0.0002)):

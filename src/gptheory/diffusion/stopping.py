@@ -67,9 +67,9 @@ def budget(
     By default :math:`t_0 = \lambda_{min}\,n^{-1/2}` with the smallest eigenvalue of the covariance,
     at which stopping costs about :math:`\sqrt{Nd/8n}` at most, whatever the kernel (for mean zero
     and an eigenvalue below 1 the variance ratios of p and p_{t_0} are within :math:`n^{-1/2}` of 1;
-    Pinsker). Without the eigenvalue it may cost anything: 0.084, 0.27, 0.77 and 1.00 at n = 4096
-    for ν = 0.5, 1, 1.5, 1.9 and :math:`t_0 = n^{-1/2}`, 0.011 to 0.009 with it (N = 16, d = 2, ℓ =
-    8). T is the least horizon >= 1 that costs at most 1/n, which is of order log n.
+    Pinsker). At :math:`t_0 = n^{-1/2}` it costs up to :math:`1/\lambda_{min}` times as much: 0.085,
+    0.27, 0.77 and 1.00 at n = 4096 for ν = 0.5, 1, 1.5, 1.9, against 0.011 to 0.009 (N = 16, d = 2,
+    ℓ = 8). T is the least horizon >= 1 that costs at most 1/n, which is of order log n.
     Source: FDGWC Theorem 2.
 
     Args:
