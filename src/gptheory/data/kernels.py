@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its parts where they are used
 import torch
 from torch import Tensor
 
@@ -124,12 +125,10 @@ def _log_matern(order: float, x: Tensor) -> Tensor:
         return -x
     if order == 1.5:
         return torch.log1p(x) - x
-    from scipy import special  # half a second that nothing else in the room needs
-
     z = x.detach().cpu().double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_bessel = np.log(special.kve(order, z)) - z
-        log_value = (1 - order) * math.log(2) - special.gammaln(order) + order * np.log(z)
+        log_bessel = np.log(scipy.special.kve(order, z)) - z
+        log_value = (1 - order) * math.log(2) - scipy.special.gammaln(order) + order * np.log(z)
         log_value = np.where(z < 1e-150, 0.0, log_value + log_bessel)
     return torch.as_tensor(log_value, dtype=x.dtype, device=x.device)
 

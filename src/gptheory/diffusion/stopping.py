@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its parts where they are used
 import torch
-from scipy import optimize
 from torch import Tensor
 
 from ..data.estimate import _sample
@@ -164,7 +164,7 @@ def _horizon_for(process: GaussianProcess, n: int, t_min: float) -> float:
     least = max(1.0, 2 * t_min)
     if horizon_tv(process, least) <= 1 / n:
         return least
-    return optimize.brentq(
+    return scipy.optimize.brentq(
         lambda t: math.log(horizon_tv(process, t) * n + 1e-12), least, LONGEST, xtol=1e-6
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import integrate, linalg, special
+import scipy  # loads its parts where they are used
 
 FARTHEST = 40.0  # of u = sinh(x) / 2: beyond, 1 / cosh x has integrated to below 1e-17
 
@@ -57,13 +57,13 @@ def relative_tv(variances: np.ndarray, means: np.ndarray) -> float:
         return real / math.cosh(x)
 
     # full_output: that it is not yet at 1e-10 is no warning
-    value = integrate.quad(missing, 0, FARTHEST, epsabs=1e-10, limit=500, full_output=1)[0]
+    value = scipy.integrate.quad(missing, 0, FARTHEST, epsabs=1e-10, limit=500, full_output=1)[0]
     return min(max(2 / math.pi * value, 0.0), 1.0)
 
 
 def dense_tv(cov_p: np.ndarray, mean_p: np.ndarray, cov_q: np.ndarray, mean_q: np.ndarray) -> float:
     """TV of two Gaussians with positive definite covariances (D, D) and means (D,)."""
-    variances, basis = linalg.eigh(cov_p, cov_q)
+    variances, basis = scipy.linalg.eigh(cov_p, cov_q)
     return relative_tv(variances.clip(min=0), basis.T @ (mean_p - mean_q))
 
 
@@ -73,6 +73,7 @@ def line_tv(mean: float, variance: float) -> float:
     c = -(mean**2) / variance - math.log(variance)  # log ratio of densities: (a x² + 2 b x + c) / 2
     crossings = np.roots([a, 2 * b, c]) if abs(a) > 1e-12 else np.array([-c / (2 * b)] if b else [])
     edges = np.sort(np.real(crossings[np.isreal(crossings)]))
-    p = np.diff(special.ndtr(np.concatenate([[-np.inf], (edges - mean) / variance**0.5, [np.inf]])))
-    q = np.diff(special.ndtr(np.concatenate([[-np.inf], edges, [np.inf]])))
+    edges = np.concatenate([[-np.inf], edges, [np.inf]])
+    p = np.diff(scipy.special.ndtr((edges - mean) / variance**0.5))
+    q = np.diff(scipy.special.ndtr(edges))
     return float(np.abs(p - q).sum() / 2)
