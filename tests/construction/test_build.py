@@ -569,6 +569,41 @@ def test_values_outside_the_range_raise_instead_of_being_wrong(form):
         assert relative_norm(free(wild, T), UnrolledScore(law, 3)(wild, T)) <= 1e-5
 
 
+@pytest.mark.statement("FDGWC Theorem 1")
+@methods
+@pytest.mark.parametrize(("bandwidth", "taper"), [(None, None), (3, "bohman")])
+def test_ranges_cover_every_guarded_value_but_for_one_in_a_million(method, bandwidth, taper):
+    """By Gaussian tails, without a draw: a union bound over the frames and the iterates."""
+    law, steps = process(8, 2, mean=True), 12
+    network = build_score_transformer(law, steps, bandwidth, taper=taper, method=method)
+    centred = GaussianProcess(law.temporal, law.spatial, seq_len=8)
+    iteration = UnrolledScore(centred, steps, bandwidth, taper, method)
+    guarded = {
+        name: min(
+            block.limits[network.spaces[name]].min().item()
+            for block in network.blocks
+            if block.limits is not None
+        )
+        for name in ("frame", "score")
+    }
+    chances = []
+    for t in (0.005, 0.03, 0.3, 1.0, 10.0):
+        size = 16
+        noised_law = alpha(t) ** 2 * law.covariance() + sigma(t) ** 2 * torch.eye(size).double()
+        root = torch.linalg.cholesky(noised_law).T.reshape(size, 8, 2)
+        *iterates, _ = iteration.iterates(root, t)  # the last one is not multiplied
+        values = [(root, "frame"), *((s, "score") for s in iterates[1:])]
+        chances.append(
+            sum(
+                torch.erfc(guarded[name] / (s.norm(dim=0) * 2**0.5)).sum().item()
+                for s, name in values
+            )
+        )
+    print(f"refused with probability at most {max(chances):.1e}")
+    assert max(chances) < 1e-6
+    assert max(chances) > 1e-10  # nor are the ranges wider than the promise needs
+
+
 def test_sequences_of_the_process_stay_inside():
     law = process(8, 2, mean=True)
     for method in STATIONARY:

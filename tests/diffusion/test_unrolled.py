@@ -304,6 +304,29 @@ def test_band_grows_with_the_lengthscale_and_the_log_of_the_accuracy(exponent, t
     assert 0 < min(offsets) < max(offsets) < 4
 
 
+@pytest.mark.statement("FDGWC Corollary 1")
+@pytest.mark.parametrize(("exponent", "lengthscale"), [(1.0, 4.0), (1.5, 4.0), (2.0, 5.0)])
+def test_the_offset_of_the_band_moves_with_the_conditioning(exponent, lengthscale):
+    law = GaussianProcess(PowerExponential(lengthscale, exponent), torch.eye(1), seq_len=96)
+
+    def offset(t, tolerance=1e-2):  # c of (J/ℓ)^ν = log(1/ε) + c, and log(α² / λ_min(A_t))
+        scores = (UnrolledScore(law, 1, bandwidth) for bandwidth in range(1, 97))
+        J = next(
+            score.bandwidth
+            for score in scores
+            if t > score.converges_from and score.truncation_error(t) <= tolerance
+        )
+        smallest, _ = UnrolledScore(law, 1).extremes(t)
+        c = (J / lengthscale) ** exponent - math.log(1 / tolerance)
+        return c, math.log(alpha(t) ** 2 / smallest)
+
+    (early, conditioning), (late, conditioning_late) = offset(0.01), offset(1.0)
+    fall, explained = early - late, conditioning - conditioning_late
+    print(f"c falls by {fall:.2f} from t = 0.01 to 1, the logarithm by {explained:.2f}")
+    assert fall > 1.5  # no constant of the kernel
+    assert abs(fall - explained) < fall / 3
+
+
 # ---- where the hypothesis fails -------------------------------------------------------------
 
 
