@@ -78,7 +78,7 @@ def test_numerics_draw_nothing(path):
 
 @pytest.mark.parametrize("name", [room for room in ROOMS if room not in DRAWING])
 def test_numerics_load_nothing_heavy(name):
-    """Nothing that draws, not even through another library, and no part of scipy that takes long."""
+    """Nothing that draws, not even through another library, and no slow part of scipy."""
     code = f"import sys, gptheory.{name}; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     heavy = {"matplotlib", "seaborn", "pandas", "PIL"}
