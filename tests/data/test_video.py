@@ -44,7 +44,7 @@ def positions(n: int, reach: float, dtype: torch.dtype = torch.float64) -> torch
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="its digits, an extra of the package")
     return Digits(*handwritten((0, 1, 4, 7)))
 
 

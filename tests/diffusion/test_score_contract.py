@@ -232,7 +232,9 @@ def test_what_inference_mode_asked_for_first_passes_gradients_later(case, dtype)
         first = score(v, 0.3)
     leaf = v.clone().requires_grad_()
     later = score(leaf, 0.3)
-    assert torch.equal(later.detach(), first)
+    # torch may choose another kernel where gradients are asked for
+    assert_close = assert_float32 if dtype == F32 else assert_identity
+    assert_close(later.detach(), first)
     later.square().sum().backward()
     assert torch.isfinite(leaf.grad).all() and (leaf.grad.abs().amax(dim=(1, 2)) > 0).all()
 

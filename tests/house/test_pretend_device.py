@@ -15,7 +15,7 @@ import pytest
 import torch
 from pretend_device import NAME, WrongDeviceError, counts
 
-if pretend_device.missing():
+if pretend_device.missing():  # says which part of torch it needs and does not find
     print(f"SKIPPED: {pretend_device.missing()}", file=sys.stderr)
     pytest.skip(pretend_device.missing(), allow_module_level=True)
 

@@ -141,6 +141,7 @@ def test_density_does_not_depend_on_the_size_of_chunks(monkeypatch, probes):
 
 @pytest.mark.parametrize("inside", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_contexts_of_gradients_change_nothing(inside):
+    """Bit for bit: the flow sets the mode of gradients itself, whatever holds around it."""
     law, network = process(4, 2), DiT(2, 4, 8, 2, 1, generator=seeded(0)).double()
     v = noised_draws(law, 5)
     plain = [log_likelihood(score, v, steps=3) for score in (ExactScore(law), network)]
