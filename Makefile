@@ -72,7 +72,7 @@ serve: book ## build the book and serve it on http://127.0.0.1:8000
 notebooks: $(INSTALLED) ## execute every notebook in place, measure it, put it in normal form
 	$(PY) tools/execute_notebooks.py $(NOTEBOOKS)
 
-ledger: $(INSTALLED) ## rewrite book/ledger.md from book/statements.toml and the markers
+ledger: $(INSTALLED) ## rewrite the pages of statements and of assumptions from book/*.toml and the markers
 	$(PY) tools/ledger.py
 
 # ---- tests ----------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ def test_rank_exponent_vanishes_below_the_threshold():
         assert rank_exponent(b, 1e5) <= bound * 1.001
 
 
+@pytest.mark.statement("HWLSL Remark 4.5")
 def test_rank_exponent_depends_on_the_head_dimension():
     """At b = 0.2 and ε = 1/L the exponent is on either side of 1, by δ = d / log L."""
     found = [rank_exponent(0.2, 1000, delta=delta) for delta in (0.5, 1.0, 2.0)]

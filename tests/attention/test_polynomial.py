@@ -251,7 +251,7 @@ def relative(ours, theirs):
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.statement("HWLSL Problem 1", "HWLSL Theorem 4.1")
+@pytest.mark.statement("HWLSL Problem 1", "HWLSL Theorem 4.1", "HWLSL Remark 4.1")
 @pytest.mark.parametrize("seed", range(5))
 def test_gradient_agrees_with_autograd(seed):
     problem = conditional(seed=10 * seed)
@@ -262,6 +262,7 @@ def test_gradient_agrees_with_autograd(seed):
     assert errors[0] > 1e-4 and errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
+@pytest.mark.statement("HWLSL Remark 4.1")
 @pytest.mark.parametrize("scale", [None, 0.2])
 def test_gradient_of_self_attention_with_any_scale(scale):
     left, _, weight, _, target = conditional(n=300, m=300)
@@ -271,7 +272,7 @@ def test_gradient_of_self_attention_with_any_scale(scale):
     assert relative(attention_gradient(*problem, 6, scale), expected) < 5e-6
 
 
-@pytest.mark.statement("HWLSL Problem 1")
+@pytest.mark.statement("HWLSL Problem 1", "HWLSL Definition 4.1")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_printed_gradient_belongs_to_the_printed_loss(seed):
     """(G.3) with p row by row as in Definition G.7, beside finite differences of (G.1): no scale.

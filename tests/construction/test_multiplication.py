@@ -53,7 +53,7 @@ def errors(depth, y):
     return first.item(), second.item(), out
 
 
-@pytest.mark.statement("FDGWC Theorem 1")
+@pytest.mark.statement("FDGWC Theorem 1", "FDGWC Corollary 3")
 @pytest.mark.parametrize("depth", [1, 2, 5, 9, 14])
 def test_error_is_bounded_and_nearly_attained(depth):
     y = tokens(edges=False)
@@ -68,7 +68,7 @@ def test_error_is_bounded_and_nearly_attained(depth):
     assert out[..., SPACES[TEETH]].abs().max() <= rounding(blocks, 1.0)  # teeth lie in [0, 1]
 
 
-@pytest.mark.statement("FDGWC Theorem 1")
+@pytest.mark.statement("FDGWC Theorem 1", "FDGWC Corollary 3")
 def test_error_falls_by_four_a_layer():
     y = tokens(edges=False)
     depths = torch.arange(2, 12, dtype=torch.float64)

@@ -261,7 +261,7 @@ def test_bands_keep_dtype_and_device(dtype, device):
 # ---- time embedding ---------------------------------------------------------------------------
 
 
-@pytest.mark.statement("FDGWC Time embedding")
+@pytest.mark.statement("FDGWC Time embedding", "FDGWC Assumption 1")
 @given(st.integers(1, 30), st.floats(1.0, 100.0), st.floats(0.1, 10.0))
 def test_embedding_distance_is_the_distance_of_the_embeddings(seq_len, period, radius):
     points = time_embedding(seq_len, period, radius)
@@ -272,7 +272,7 @@ def test_embedding_distance_is_the_distance_of_the_embeddings(seq_len, period, r
     assert_identity(named + scale, distances + scale)
 
 
-@pytest.mark.statement("FDGWC Time embedding")
+@pytest.mark.statement("FDGWC Time embedding", "FDGWC Assumption 1")
 @given(st.integers(2, 200), st.floats(0.0, 50.0))
 def test_embedding_distance_names_the_lag_on_a_long_circle(seq_len, extra):
     distances = embedding_distance(torch.arange(seq_len), 2 * (seq_len - 1) + extra)

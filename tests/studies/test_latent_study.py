@@ -196,7 +196,7 @@ def test_bar_of_the_subspace(table):
     assert (rows["total"] <= 0.2).all() and (rows["subspace"] <= 0.02).all()
 
 
-@pytest.mark.statement("HWLSL Theorem 3.2")
+@pytest.mark.statement("HWLSL Theorem 3.2", "HWLSL Remark 3.2")
 def test_bar_of_the_ambient_dimension(table):
     rows = cells_like(table, ("ambient_dim", "seed"), steps=800)
     means = rows.groupby("ambient_dim")[["on", "off", "subspace"]].mean()

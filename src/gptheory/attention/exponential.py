@@ -166,7 +166,7 @@ def rank_exponent(
     :math:`r = \binom{d+g}{g}` (by gamma functions where d is no integer). The cost is
     :math:`L^{1 + \text{exponent}}` up to logarithms: at 1 nothing is gained over dense attention.
 
-    Source: HWLSL Proposition 4.2.
+    Source: HWLSL Proposition 4.2; HWLSL Remark 4.5.
 
     Args:
         b: entries in units of :math:`\sqrt{\log L}`, > 0.

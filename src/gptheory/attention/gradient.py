@@ -35,7 +35,8 @@ def attention_gradient(
     U_1) V_1^\top`. Multiplied by A_2 from the right they are contractions of
     :math:`f\,[H,\ A_2,\ H \bullet A_2]`, which is :func:`.poly_attention` with wider values.
 
-    Source: HWLSL Problem 1; HWLSL Theorem 4.1. In print λ = 1, in the loss and in its gradient,
+    Source: HWLSL Problem 1; HWLSL Theorem 4.1; HWLSL Lemma G.4; HWLSL Lemma G.5;
+    HWLSL Lemma G.6; HWLSL Lemma G.7. In print λ = 1, in the loss and in its gradient,
     which is right; only Lemma G.7 puts ρ on the columns. The default 1/d is that of the theorem
     which the paper cites (chapter 10 says why it is needed).
 
@@ -82,6 +83,10 @@ def exact_attention_gradient(
     scale: float | None = None,
 ) -> Tensor:
     """The same gradient from the L × M maps f and p themselves: the reference, quadratic in L.
+
+    Source: HWLSL Definition 4.1; HWLSL Remark 4.1; HWLSL Lemma G.1; HWLSL Lemma G.2;
+    HWLSL Definition G.1; HWLSL Definition G.2; HWLSL Definition G.3; HWLSL Definition G.4;
+    HWLSL Definition G.5; HWLSL Definition G.6; HWLSL Definition G.7.
 
     Takes and returns what :func:`attention_gradient` does, without the polynomial's arguments.
     """

@@ -63,7 +63,7 @@ def poly_attention(
     .. math:: o_i = \frac{\sum_j P(\lambda\langle q_i, k_j\rangle)\,v_j}
                          {\sum_j P(\lambda\langle q_i, k_j\rangle)}.
 
-    Source: HWLSL Problem 2; HWLSL Proposition 4.2.
+    Source: HWLSL Problem 2; HWLSL Proposition 4.2; HWLSL Lemma G.3.
 
     Differentiable, P being held fixed; the backward pass recomputes the monomials chunk by chunk,
     so that it too needs memory for the inputs, the output and one chunk only.

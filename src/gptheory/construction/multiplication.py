@@ -33,7 +33,7 @@ class Product:
 
     The error is at most :math:`|\mathrm{coefficient}|\, R_s R_v\, 4^{-(m+1)}` for each entry, while
     :math:`|\mathrm{scalar}| \le R_s` and :math:`|\mathrm{vector}| \le R_v`; a factor 0 gives 0.
-    Source: FDGWC Theorem 1.
+    Source: FDGWC Theorem 1; FDGWC Corollary 3.
 
     Attributes:
         scalar, vector, target: subspaces; the first of size 1, the others of one size.

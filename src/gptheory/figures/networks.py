@@ -52,6 +52,8 @@ def draw_weight(
 def draw_block(block: Block, spaces: Subspaces, head: int = 0) -> Figure:
     """All matrices of one block: one head's query, key and value, and the feed-forward layer.
 
+    Source: FDGWC Fig. 3, drawn from weights.
+
     Args:
         block: with at least one head.
         spaces: of the residual stream.
@@ -76,6 +78,8 @@ def draw_block(block: Block, spaces: Subspaces, head: int = 0) -> Figure:
 
 def draw_network(network: ScoreTransformer) -> Figure:
     """Which block reads which subspace (left half of a cell) and writes which (right half).
+
+    Source: FDGWC Fig. 2, drawn from weights.
 
     Args:
         network: with named subspaces.

@@ -24,7 +24,7 @@ class LatentScore(nn.Module):
     matrix. The latent network is any score network, on the latent read as L tokens of size d; with
     :math:`f(h, t) = h + \sigma_t^2\,\hat s^h(h, t)`, the posterior mean of :math:`\alpha_t h`, this
     is :math:`W\hat s^h(W^\top v, t) - (I - WW^\top)v/\sigma_t^2`.
-    Source: HWLSL Definition 3.3; HWLSL Definition 3.1.
+    Source: HWLSL Definition 3.3; HWLSL Definition 3.1; HWLSL Fig. 1.
 
     Trained by :func:`.fit` with the weight ``"noise"``, the loss is the error of
     predicting x: :math:`E\|Wf - \alpha_t x\|^2/\sigma_t^2`.
