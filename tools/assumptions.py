@@ -31,8 +31,8 @@ needs and its theorem does not say. Numbers in **bold** are printed by a cell of
 named, where the assumption is broken; `make test` compares. Where nothing in this book breaks an
 assumption, its row says that.
 
-Of {total} assumptions {shown} are broken here: {counts}. Which statements need which row of the
-{{doc}}`ledger <ledger>` is said there.
+Of {total} assumptions {shown} are broken here: {counts}. The statements that need them are in
+{{doc}}`the ledger <ledger>`.
 """
 
 

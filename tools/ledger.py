@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 
 import assumptions
 from statements import (
-    NUMBERED,
     ROOT,
     SEEN,
     STATES,
@@ -27,6 +26,7 @@ from statements import (
     Section,
     Statement,
     find_problems,
+    number,
     printed,
     read_book,
 )
@@ -96,11 +96,10 @@ def of_all(paper: Paper, book: Book) -> str:
 
 def of_some(paper: Paper, book: Book) -> str:
     """How many of a paper's statements, figures and tables have a row, by their number."""
-    matches = [NUMBERED.match(row.name) for row in book.rows(paper)]
-    names = {(m["kind"], m["number"]) for m in matches if m}
+    names = {number(row) for row in book.rows(paper)} - {""}
     theorems = ("Theorem", "Lemma", "Corollary", "Proposition")
     kinds = {"theorems": theorems, "figures": ("Fig.",), "tables": ("Table",)}
-    have = {word: sum(kind in kinds[word] for kind, _ in names) for word in paper.counts}
+    have = {word: sum(name.split()[1] in kinds[word] for name in names) for word in paper.counts}
     parts = [f"{have[word]} of {count} {word}" for word, count in paper.counts.items()]
     unseen = sum(row.seen == "no" for row in book.rows(paper))
     return (
@@ -191,11 +190,17 @@ def table(section: Section, rows: list[Statement], book: Book) -> str:
     lines = [":::{list-table}", ":header-rows: 1", f":widths: {widths}", ":class: ledger", ""]
     lines += list_item("* -", titles[:1]) + [f"  - {title}" for title in titles[1:]]
     for row in rows:
-        lines += list_item("* -", [f"**{row.name}**", status(row, section, book.chapters)])
-        where = places(row, book)
-        cells = [[*says(row), *where]] if section.compact else [says(row), where or ["–"]]
-        for cell in cells:
-            lines += list_item("  -", cell)
+        name, state, where = (
+            f"**{row.name}**",
+            status(row, section, book.chapters),
+            places(row, book),
+        )
+        if section.compact:
+            lines += list_item("* -", [f"{name}, {state}"])
+            lines += list_item("  -", [*says(row), *filter(None, [". ".join(where)])])
+        else:
+            lines += list_item("* -", [name, state])
+            lines += list_item("  -", says(row)) + list_item("  -", where or ["–"])
     return "\n".join([*lines, ":::"])
 
 

@@ -115,8 +115,10 @@ class Book:
     def sections(self, paper: Paper) -> Iterator[tuple[Section, list[Statement]]]:
         """The sections of a paper with their rows; one without a title where it names none."""
         rows = self.rows(paper)
-        sections = paper.sections or (Section("", rows[0].id if rows else ""),)
-        starts = [[row.id for row in rows].index(section.first) for section in sections]
+        ids = [row.id for row in rows]
+        sections = [section for section in paper.sections if section.first in ids]
+        sections = sections or [Section("", ids[0])] if ids else []
+        starts = [ids.index(section.first) for section in sections]
         for section, start, end in zip(sections, starts, [*starts[1:], len(rows)], strict=True):
             yield section, rows[start:end]
 
@@ -280,15 +282,20 @@ def printed(paper: Paper) -> list[str]:
     return [f"{paper.key} {kind} {number}" for kind, spans in kinds for number in numbers(spans)]
 
 
+def number(row: Statement) -> str:
+    """What a row is about, by number: Fig. 4 for Fig. 4a; empty for one without a number."""
+    match = NUMBERED.match(row.name)
+    return f"{row.paper} {match['kind']} {match['number']}" if match else ""
+
+
 def paper_problems(paper: Paper, book: Book) -> Iterator[str]:
     """Numbers without a row, rows with a number that is none, sections that begin nowhere."""
     rows, listed = [row.id for row in book.rows(paper)], printed(paper)
-    yield from (
-        f"{name}: the paper has it, the ledger no row" for name in listed if name not in rows
-    )
+    having = {row.id: number(row) for row in book.rows(paper) if number(row)}
+    missing = [name for name in listed if name not in having.values()]
+    yield from (f"{name}: the paper has it, the ledger no row" for name in missing)
     if paper.numbers:
-        numbered = [row for row in book.rows(paper) if NUMBERED.match(row.name)]
-        strange = [row.id for row in numbered if row.id not in listed]
+        strange = [name for name, own in having.items() if own not in listed]
         yield from (f"{name}: not among the numbers of the paper" for name in strange)
     firsts = [section.first for section in paper.sections]
     yield from (f"{name}: begins a section, but is no row" for name in firsts if name not in rows)
