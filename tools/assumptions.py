@@ -45,7 +45,7 @@ class Assumption:
     says: str  # in our own words
     printed: str  # where it is printed, or that it is not
     used: str  # where in the book
-    fails: str = ""  # with numbers in bold, or why none can be given
+    fails: str = ""  # with numbers in bold, or why it is not shown
     notebook: str = ""  # of the cell that prints the numbers
     at: str = ""  # a label there, as MyST links to it
     prints: tuple[str, ...] = ()  # lines of the cells' output, as they stand there
@@ -99,10 +99,9 @@ def row_problems(row: Assumption, book: Book, root: Path) -> Iterator[str]:
     for line in row.prints:
         if spaced(line) not in text:
             yield f"{row.name}: no cell of {row.notebook} prints {line!r}"
+    lines = " ".join(row.prints)
     for number in told:
-        if not any(
-            re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", s) for s in row.prints
-        ):
+        if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", lines):
             yield f"{row.name}: {number} is in bold, but in none of its lines"
 
 
