@@ -134,15 +134,14 @@ def legend(book: Book) -> str:
 # ---- tables ---------------------------------------------------------------------------------
 
 
-def status(row: Statement, section: Section, chapters: dict[int, str]) -> str:
-    """State of a row with its chapter, its reason (not that of all) and what was seen of it."""
+def status(row: Statement, chapters: dict[int, str]) -> str:
+    """State of a row with its chapter, and what was seen of its wording."""
     chapter = ""
     if row.chapter is not None:
         chapter = f"chapter {row.chapter}"
         if row.chapter in chapters:
             chapter = f"[{chapter}]({chapters[row.chapter]})"
-    reason = row.reason if row.reason != section.reason else ""
-    return ", ".join(filter(None, [row.state, chapter, reason, SEEN[row.seen]]))
+    return ", ".join(filter(None, [row.state, chapter, SEEN[row.seen]]))
 
 
 def by_file(tests: list[Marker]) -> list[str]:
@@ -166,10 +165,11 @@ def places(row: Statement, book: Book) -> list[str]:
     return lines
 
 
-def says(row: Statement) -> list[str]:
-    """What a statement says, what was found, and what is different in print."""
-    found = [f"*Found:* {row.found}"] if row.found else []
-    return [row.text, *found, *([f"*In print:* {row.differs}"] if row.differs else [])]
+def says(row: Statement, section: Section) -> list[str]:
+    """What a statement says; what was found, what print has, and a reason that is its own."""
+    reason = row.reason if row.reason != section.reason else ""
+    more = {"Found": row.found, "In print": row.differs, "Reason": f"{reason}." if reason else ""}
+    return [row.text, *(f"*{label}:* {text}" for label, text in more.items() if text)]
 
 
 def list_item(bullet: str, paragraphs: list[str]) -> list[str]:
@@ -192,15 +192,15 @@ def table(section: Section, rows: list[Statement], book: Book) -> str:
     for row in rows:
         name, state, where = (
             f"**{row.name}**",
-            status(row, section, book.chapters),
+            status(row, book.chapters),
             places(row, book),
         )
         if section.compact:
             lines += list_item("* -", [f"{name}, {state}"])
-            lines += list_item("  -", [*says(row), *filter(None, [". ".join(where)])])
+            lines += list_item("  -", [*says(row, section), *filter(None, [". ".join(where)])])
         else:
             lines += list_item("* -", [name, state])
-            lines += list_item("  -", says(row)) + list_item("  -", where or ["–"])
+            lines += list_item("  -", says(row, section)) + list_item("  -", where or ["–"])
     return "\n".join([*lines, ":::"])
 
 
