@@ -19,7 +19,7 @@ class SizeOneAttention(nn.Module):
     If a query is far from zero the softmax picks the token with the largest key (or, for a negative
     query, the smallest): in float64 it *is* the hard maximum once logits differ by 746, where the
     exponential is exactly zero. The bias of the query stands in the proof (E.5) and not in the
-    definition of attention (2.6). Source: HWLSL Definition E.3.
+    definition of attention (2.6). Source: HWLSL Lemma E.4.
 
     Args:
         query, key, value, output: (heads, d).
@@ -68,7 +68,7 @@ class RidgeFeedForward(nn.Module):
 
     is a feed-forward layer with :math:`W_1 = s u^\top` and :math:`W_2 = w a^\top`. The second is
     kept as a product: the sum over k cancels exactly, where w is eight digits long and the sum is 0
-    or 1, and entry by entry it would not. Source: HWLSL Definition E.3; HWLSL Lemma E.7.
+    or 1, and entry by entry it would not. Source: HWLSL Lemma E.5; HWLSL Lemma E.7.
 
     Args:
         read: u, (d,).
