@@ -92,7 +92,9 @@ SEQUENCES = """
     ExactScore.__call__ v; denoise v; UnrolledScore.__call__ v; UnrolledScore.iterates v;
     UnrolledScore.limit v; WienerScore.__call__ v; LearnedSteps.forward v;
     LearnedCovariance.forward v; ScoreNetwork.forward v; ScoreTransformer.forward v;
-    ScoreTransformer.states v; UnrolledScore.filtered v; SubspaceData.encode v;
+    ScoreTransformer.states v; ContextualTransformer.forward x; ContextualTransformer.ids x;
+    ContextualTransformer.context x; ContextualTransformer.states x; UnrolledScore.filtered v;
+    SubspaceData.encode v;
     SubspaceData.decode h; SubspaceData.split v; LatentScore.forward v; FullScore.forward v;
     perturb x; normal_like x; levels v; matching_loss x; trajectory v; restart x; record v;
     Edited.__call__ v; denoiser_jacobian v; shuffled_frames x; LatentMap.decode latents;

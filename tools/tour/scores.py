@@ -8,11 +8,15 @@ from torch import Tensor
 
 from gptheory.attention import time_embedding
 from gptheory.construction import (
+    build_contextual_transformer,
     build_score_transformer,
     builders,
+    contextual,
+    covering_cost,
     lag_heads,
     multiplication,
     ranges,
+    ridge_layers,
 )
 from gptheory.construction.blueprint import Blueprint
 from gptheory.construction.layers import Attention, Block, FeedForward
@@ -142,6 +146,31 @@ def parts_of_the_construction(device: torch.device, dtype: torch.dtype) -> Found
         "copied": builder.build().to(device)(y), "fed": layer.build().to(device)(y),
         "width": spaces.width, "names": len(spaces.names), "starts": sum(spaces.boundaries()),
         "read": spaces.read({"z": unit}, 1), "written": spaces.write({"z": unit}, 1),
+    }  # fmt: skip
+
+
+@stop("exact")
+def looked_up(device: torch.device, dtype: torch.dtype) -> Found:
+    """A table as weights: inside a cube of the grid, and outside of all; what a class costs."""
+    network = build_contextual_transformer(torch.sin, 2, 1, 4).to(device)
+    x = torch.tensor([[0.1, 0.6], [0.9, 0.4], [0.3, 1.2]], device=device, dtype=dtype)[..., None]
+    unit = torch.ones(1, dtype=torch.float64)
+    floor = ridge_layers.floored(0.25, 0.25, 2.0**-22)
+    assert {layer.label for layer in network.layers()} and contextual.outlier(2, 1, 4) == 98
+    assert all(
+        len(units.knots) <= 4
+        for units in (
+            floor, ridge_layers.cleared(98, 2.0**-22), ridge_layers.outside(0, 1, 0.25),
+            ridge_layers.negative_part(), ridge_layers.bump(1, 0.25),
+        )
+    )  # fmt: skip
+    size = build_score_transformer(law(), 1).size()
+    return {
+        "answers": network(x), "ids": network.ids(x), "tokens": network.context(x),
+        "states": torch.stack(list(network.states(x))),
+        "floored": ridge_layers.RidgeFeedForward(unit, floor, unit, "").to(device)(x.double()),
+        "shifted": network.contextual[0](x.double()),
+        "cost": covering_cost(size, N, D, 10.0, 4.0, 0.1),
     }  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Theorem 1 as weights: a transformer that is built, not trained."""
+"""Theorem 1 as weights: a transformer that is built, not trained; and a theorem's look-up table."""
 
 from .build import build_score_transformer
+from .contextual import build_contextual_transformer
+from .covering import covering_cost
 from .lag_heads import cosines, lag_function
