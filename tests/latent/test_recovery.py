@@ -106,6 +106,18 @@ def test_no_encoder_beats_the_bound(seed, t_min, angle):
 
 
 @pytest.mark.statement("HWLSL Lemma F.7")
+@pytest.mark.parametrize("smallest", [0.04, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize("t_min", [0.002, 0.02])
+def test_the_bound_is_the_integral_of_its_proof(smallest, t_min):
+    """Half of what 1 is divided by: (α²c₀ − σ²)/σ⁴ integrated while it is positive, by Simpson."""
+    length = math.log(math.log1p(smallest) / t_min)
+    t = t_min * torch.linspace(0, length, 20_001, dtype=torch.float64).exp()
+    noise = -torch.expm1(-t)
+    integral = simpson(t * ((1 - noise) * smallest - noise) / noise**2, length)
+    assert_identity(recovery_bound(1.0, smallest, t_min), 2 / integral)
+
+
+@pytest.mark.statement("HWLSL Lemma F.7")
 def test_the_bound_is_sharp_for_a_tilt_of_the_flattest_direction():
     """As T₀ falls below c₀ the two meet, for a covariance that is not white, too."""
     latent = torch.tensor([0.05, 1.0, 2.0], dtype=torch.float64).diag()
