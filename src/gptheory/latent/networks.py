@@ -125,8 +125,11 @@ def aligned_score(model: LatentScore, basis: Tensor) -> Score:
 
     def clean(h: Tensor, t: float | Tensor) -> Tensor:
         turn, network = rotation.to(h), model.network
-        tokens = (h.flatten(1) @ turn).view(len(h), network.seq_len, network.dim)
-        return (network(tokens, t).flatten(1) @ turn.T).view_as(h)
+        with full_precision():
+            tokens = (h.flatten(1) @ turn).view(len(h), network.seq_len, network.dim)
+        inside = network(tokens, t).flatten(1).to(h)  # as precise as the caller has it
+        with full_precision():
+            return (inside @ turn.T).view_as(h)
 
     return smoothed(clean, model.noise)
 
