@@ -13,7 +13,7 @@ from gptheory.attention import positions
 from gptheory.construction import build_score_transformer
 from gptheory.data import decaying_process, mixture
 from gptheory.diffusion import ExactScore, denoiser, sample
-from gptheory.latent import LatentScore, rates, subspace
+from gptheory.latent import LatentScore, aligned_score, rates, recovery, subspace
 from gptheory.latent import errors as latent_errors
 from gptheory.latent.networks import FullScore
 from gptheory.networks import baselines, dit, learned, score_network
@@ -283,6 +283,19 @@ def errors_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     }  # fmt: skip
 
 
+@stop("exact")
+def recovery_of_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
+    """What an encoder costs, what an error allows, and what steps leave."""
+    basis, encoder = (subspace.random_basis(9, 4, seeded(k)).to(device) for k in (1, 2))
+    covariance = decaying_process(2, 2).covariance().to(device)
+    return {
+        "encoder": recovery.encoder_error(basis, encoder, covariance),
+        "bound": recovery.recovery_bound(1.0, 0.25, 0.02),
+        "euler": recovery.orthogonal_variance(0.1, 8.0, 20),
+        "frozen": recovery.orthogonal_variance(0.1, 8.0, 20, exponential=True),
+    }
+
+
 @stop("network")
 def networks_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     """A network with an encoder, and one without."""
@@ -298,4 +311,7 @@ def networks_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
     networks = {name: shaken(network, device, dtype) for name, network in made.items()}
     encoder = networks["latent"].encoder
     found = {name: network(v, steps(3, device)) for name, network in networks.items()}
+    aligned = aligned_score(networks["latent"], basis)
+    h = data.encode(v)
+    found |= {"aligned": aligned(h, 0.1), "aligned, steps": aligned(h, steps(3, device))}
     return {**found, "encoder": encoder @ encoder.T}

@@ -101,7 +101,9 @@ def sliced_distance(
 
     .. math:: \left(E_u\, W_2^2(u^\top x, u^\top y)\right)^{1/2},
 
-    u uniform on the sphere; in one dimension W2 is the distance of sorted samples.
+    u uniform on the sphere; in one dimension W2 is the distance of sorted samples. It has little
+    power: 256 samples in eight dimensions do not tell a mixture from the Gaussian with its moments,
+    at a total variation of 0.6 (chapter 9; :func:`.total_variation` does).
 
     Args:
         x, y: (n, L, d), flattened here.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.exact import Score
 from ..diffusion.schedule import levels
 from ..networks.score_network import ScoreNetwork
 from ..support.draws import normal_like
+from ..support.precision import full_precision
 from ..support.spectra import orthonormal
 from ..support.validation import require_nonnegative, require_sequences
-from .subspace import require_sizes, smoothed
+from .subspace import require_orthonormal, require_sizes, smoothed
 
 # Size of an entry of the encoder's weights. Their scale changes nothing but how far a step of
 # Adam turns the encoder: a step moves every entry by the learning rate, whatever its size.
@@ -88,6 +90,48 @@ class LatentScore(nn.Module):
         inside = self.network(tokens, t).reshape_as(latent)
         pull = (latent @ encoder.T - v) / levels(t, v)[1] ** 2
         return inside @ encoder.T + pull
+
+
+def aligned_score(model: LatentScore, basis: Tensor) -> Score:
+    r"""The score of what a network generates in its latent space, in the coordinates of a basis.
+
+    With :math:`\hat s(v, t)` of :class:`LatentScore` the flow of :math:`W^\top v` is that of
+    :math:`\hat s^h` alone: what is generated, encoded by W, has the law of the latent network,
+    wherever W points. W knows the latent up to a rotation only, so it is held against the truth as
+    :math:`R\,\hat s^h(R^\top h, t)`, R the rotation nearest to :math:`B^\top W` (Procrustes; its
+    polar factor). That is a score of latents, for :func:`.total_variation`, say.
+    Source: HWLSL Corollary 3.2.1; HWLSL Lemma F.8.
+
+    Args:
+        model: a network with an encoder. If it was told the noise τ of the data, the score is that
+            of :math:`h + \tau\varepsilon`.
+        basis: B, (D, d_0) with orthonormal columns.
+
+    Returns:
+        A score (h, t) of latents in any shape (batch, L, d) with L·d = d_0, differentiable in h.
+
+    Raises:
+        ValueError: for a basis of another shape, or not orthonormal.
+    """
+    basis = require_orthonormal("basis", basis)
+    if basis.shape != (model.dim, model.latent_dim):
+        raise ValueError(
+            f"basis must be {model.dim} x {model.latent_dim}, as the network's encoder, got"
+            f" {tuple(basis.shape)}"
+        )
+    with full_precision():
+        left, _, right = torch.linalg.svd(basis.T @ model.encoder.detach().to(basis))
+        rotation = left @ right
+
+    def clean(h: Tensor, t: float | Tensor) -> Tensor:
+        turn, network = rotation.to(h), model.network
+        with full_precision():
+            tokens = (h.flatten(1) @ turn).view(len(h), network.seq_len, network.dim)
+        inside = network(tokens, t).flatten(1).to(h)  # as precise as the caller has it
+        with full_precision():
+            return (inside @ turn.T).view_as(h)
+
+    return smoothed(clean, model.noise)
 
 
 class FullScore(nn.Module):
