@@ -76,8 +76,9 @@ def trajectory(
     def checked(v: Tensor, t: float) -> Tensor:
         return require_score(score(v, t), v)
 
-    for t, v in _path(checked, v, grid, solver, noise if method == "sde" else None):
-        yield t, v
+    for state in _path(checked, v, grid, solver, noise if method == "sde" else None):
+        yield state
+        _t, v = state
     if final_denoise:
         yield 0.0, denoise(checked, v, grid[-1])
 
