@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -14,19 +15,25 @@ from hypothesis import strategies as st
 from strategies import DEVICES, process, seeded
 from tolerances import assert_identity, assert_statistical, covariance_standard_error
 
-from gptheory.data import GaussianProcess, PowerExponential
+from gptheory.data import GaussianMixture, GaussianProcess, PowerExponential
 from gptheory.diffusion import (
     SOLVERS,
+    SPACINGS,
     ExactScore,
     alpha,
+    mode_variances,
     restart,
     sample,
     sigma,
     step_grid,
+    stop_for,
     trajectory,
 )
+from gptheory.diffusion.sampler import stop_of
 from gptheory.diffusion.schedule import half_log_snr
-from gptheory.measures import propagated_spectrum, relative_error
+from gptheory.diffusion.solvers import adams_weights
+from gptheory.latent import SubspaceData
+from gptheory.measures import relative_error, sampling_error
 
 ALL_SOLVERS = [(method, solver) for method, solvers in SOLVERS.items() for solver in solvers]
 EVALUATIONS = {"heun": 2}  # score evaluations a step, where it is not one
@@ -45,20 +52,47 @@ def point_score(clean):
 # ---- the grid ---------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 300), st.floats(1e-4, 0.5), st.floats(1.0, 20.0))
-def test_grid_is_quadratic_from_t_max_to_t_min(steps, t_min, t_max):
-    grid = np.array(step_grid(steps, t_min, t_max))
+@pytest.mark.parametrize("spacing", SPACINGS)
+@given(st.integers(1, 300), st.floats(1e-6, 0.5), st.floats(1.0, 20.0))
+def test_grid_is_uniform_in_its_own_clock(spacing, steps, t_min, t_max):
+    grid = np.array(step_grid(steps, t_min, t_max, spacing))
     assert len(grid) == steps + 1
-    assert_identity(grid[[0, -1]], [t_max, t_min])
-    spacings = np.diff(np.sqrt(grid))
+    assert (grid[0], grid[-1]) == (t_max, t_min)
+    clock = np.sqrt(grid) if spacing == "quadratic" else [-half_log_snr(t) for t in grid]
+    spacings = np.diff(clock)
     assert (spacings < 0).all()
-    assert_identity(spacings, np.full(steps, spacings.mean()), condition=1e3)
+    assert_identity(spacings, np.full(steps, spacings.mean()), condition=1e4)
+
+
+def test_stop_is_where_the_faintest_mode_loses_its_tolerance():
+    law = GaussianProcess(PowerExponential(8.0, 1.5), torch.eye(2) / 4, seq_len=16)
+    smallest = torch.linalg.eigvalsh(law.covariance().double())[0].item()
+    assert_identity(law.smallest_variance, smallest, condition=1e3)
+    for tolerance in (0.1, 0.01):
+        t = stop_for(law, tolerance)
+        assert stop_for(smallest, tolerance) == pytest.approx(t, rel=1e-9)
+        values = torch.tensor([smallest, 1.0])
+        grid = step_grid(400, t, 12.0)
+        ratio = mode_variances(values, grid, final_denoise=True) / values
+        expected = values / (values + tolerance * smallest)
+        assert ratio.tolist() == pytest.approx(expected.tolist(), abs=1e-4)  # of the steps
+
+
+def test_stop_is_found_from_laws_and_from_sequences():
+    mixture = GaussianMixture(torch.zeros(2, 3, 1), torch.diag(torch.tensor([0.5, 0.02, 1.0])))
+    assert stop_for(mixture) == pytest.approx(math.log1p(2e-4))
+    basis = torch.eye(5)[:, :3]
+    assert stop_for(SubspaceData(basis, mixture)) == stop_for(mixture)
+    assert stop_for(SubspaceData(basis, mixture, 0.1)) == pytest.approx(math.log1p(1e-4))
+    law = GaussianProcess(PowerExponential(4.0), torch.eye(2), seq_len=8)
+    assert stop_for(law.sample(4000, seeded(0))) == pytest.approx(stop_for(law), rel=0.1)
+    assert stop_for(0.0) == stop_for(1e-9) == 1e-6
 
 
 # ---- exactness for a constant denoiser --------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+@pytest.mark.parametrize("solver", [s for s in SOLVERS["ode"] if s != "heun"])
 @given(steps=st.integers(1, 12))
 @settings(max_examples=12)
 def test_ode_of_a_constant_denoiser_is_solved_exactly(solver, steps):
@@ -72,7 +106,7 @@ def test_ode_of_a_constant_denoiser_is_solved_exactly(solver, steps):
     assert_identity(path[-1][1], clean)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "dpmpp-2m"])
+@pytest.mark.parametrize("solver", [s for s in SOLVERS["sde"] if s != "euler-maruyama"])
 def test_sde_of_a_constant_denoiser_takes_the_exact_posterior_steps(solver):
     """Given the clean point, v_s | v_t is Gaussian with the posterior moments of DDPM."""
     clean = torch.full((2, 3, 2), 0.7).double()
@@ -113,11 +147,34 @@ def test_multistep_extrapolates_the_denoiser_to_the_middle_of_the_step(method):
         v_t = v_s
 
 
+# ---- weights ----------------------------------------------------------------------------------
+
+
+@given(
+    st.floats(1e-6, 3.0),
+    st.lists(st.floats(0.3, 3.0), max_size=3),
+    st.sampled_from([1.0, 2.0]),
+    st.booleans(),
+)
+def test_adams_weights_integrate_polynomials_exactly(h, ratios, rate, known_ahead):
+    """∫ c e^(−c(h−τ)) p(τ) dτ for every p of the degree that the known values determine."""
+    steps = (h, *(h * ratio for ratio in ratios))
+    weights = np.array(adams_weights(steps, rate, known_ahead))
+    times = np.concatenate([[h] * known_ahead, -np.cumsum([0.0, *steps[1:]])])
+    points, share = np.polynomial.legendre.leggauss(40)
+    tau, share = h * (points + 1) / 2, h / 2 * share
+    span = h + sum(steps)
+    for degree in range(len(weights)):
+        exact = (share * rate * np.exp(-rate * (h - tau)) * (tau / span) ** degree).sum()
+        terms = weights * (times / span) ** degree
+        assert_identity(terms.sum(), exact, condition=1e2)
+
+
 # ---- order of convergence ---------------------------------------------------------------------
 
 EIGENVALUES = torch.tensor([0.05, 0.3, 1.0, 4.0], dtype=torch.float64)
 SPREAD = GaussianProcess(EIGENVALUES.diag(), torch.ones(1, 1))
-START, STOP, GRIDS = 3.0, 0.1, (32, 64, 128, 256)
+START, STOP, GRIDS = 10.0, 0.1, (128, 256, 512)
 
 
 def marginal_variance(t: float) -> torch.Tensor:
@@ -128,22 +185,43 @@ def fitted_order(errors: list[float]) -> float:
     return -np.polyfit(np.log(GRIDS), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2), ("dpmpp-2m", 2)])
-def test_order_of_convergence_of_the_ode_solvers(solver, order):
+ODE_ORDERS = {"ddim": 1, "exp-ab2": 2, "exp-ab3": 3, "exp-ab4": 4, "heun": 2, "dpmpp-2m": 2}
+# the noise makes D rough: beyond order 2 nothing is gained in the limit, only in the constant
+SDE_ORDERS = {
+    "ddpm": 1, "euler-maruyama": 1, "exp-ab2": 2, "dpmpp-2m": 2, "exp-ab3": 2, "exp-ab4": 2,
+}  # fmt: skip
+
+
+def test_every_solver_has_an_order():
+    assert (set(ODE_ORDERS), set(SDE_ORDERS)) == (set(SOLVERS["ode"]), set(SOLVERS["sde"]))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("solver", "order"), ODE_ORDERS.items())
+def test_order_of_convergence_of_the_ode_solvers(solver, order, spacing):
     """The flow keeps every eigen-direction at its quantile, so it scales standard deviations."""
     exact = (marginal_variance(STOP) / marginal_variance(START)).sqrt()
     start, score = torch.ones(1, 4, 1, dtype=torch.float64), ExactScore(SPREAD)
     errors = []
     for steps in GRIDS:
-        path = trajectory(
-            score, start, step_grid(steps, STOP, START), "ode", solver, final_denoise=False
-        )
+        grid = step_grid(steps, STOP, START, spacing)
+        path = trajectory(score, start, grid, "ode", solver, final_denoise=False)
         errors.append((last(path)[0, :, 0] - exact).norm().item())
-    assert fitted_order(errors) == pytest.approx(order, abs=0.1)
-    assert errors[-1] < 5e-3
+    assert fitted_order(errors) == pytest.approx(order, abs=0.2)
+    assert errors[-1] < 1e-2
 
 
-@pytest.mark.parametrize(("solver", "order"), [("ddpm", 1), ("euler-maruyama", 1), ("dpmpp-2m", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("exp-ab2", 2), ("exp-ab3", 3)])
+def test_order_survives_a_start_where_the_denoiser_moves(solver, order):
+    """The first steps are of lower order; uncorrected, they would leave order 2 to both."""
+    exact, errors = (marginal_variance(STOP) / marginal_variance(0.7)).sqrt(), []
+    for steps in GRIDS:
+        variances = mode_variances(EIGENVALUES, step_grid(steps, STOP, 0.7), "ode", solver)
+        errors.append((variances.sqrt() - exact).norm().item())
+    assert fitted_order(errors) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize(("solver", "order"), SDE_ORDERS.items())
 def test_order_of_convergence_of_the_sde_solvers(solver, order):
     """The SDE forgets its start with the factor r = exp ∫ (1/2 − 1/variance) dt, in closed form."""
     excess = EIGENVALUES - 1
@@ -151,20 +229,43 @@ def test_order_of_convergence_of_the_sde_solvers(solver, order):
     exact = marginal_variance(STOP) + forget**2 * (1 - marginal_variance(START))
     errors = []
     for steps in GRIDS:
-        variances, _ = propagated_spectrum(SPREAD, steps, "sde", solver, STOP, START)
-        errors.append((variances[:, 0] - exact).norm().item())
-    assert fitted_order(errors) == pytest.approx(order, abs=0.1)
+        variances = mode_variances(EIGENVALUES, step_grid(steps, STOP, START), "sde", solver)
+        errors.append((variances - exact).norm().item())
+    assert fitted_order(errors) == pytest.approx(order, abs=0.2)
     assert errors[-1] < 5e-2
 
 
+# Variance of a mode within a per cent of the truth, from 0.001 to 14: what twenty-four evaluations
+# are asked for. Today's default of version 0.1 (second order, quadratic grid, t_0 = 0.005) beside.
+SPECTRUM = torch.logspace(-3, math.log10(14), 60, dtype=torch.float64)
+
+
+def largest_deviation(solver, steps, t_min, spacing="log-snr"):
+    variances = mode_variances(
+        SPECTRUM, step_grid(steps, t_min, spacing=spacing), "ode", solver, final_denoise=True
+    )
+    return (variances / SPECTRUM - 1).abs().max().item()
+
+
 @pytest.mark.statement("FDGWC Backward process")
-@pytest.mark.parametrize("solver", ["heun", "dpmpp-2m"])
-def test_covariance_of_the_ode_meets_its_bar(solver):
+def test_every_mode_is_within_its_bar():
+    stop = stop_for(1e-3)
+    assert largest_deviation("exp-ab3", 23, stop) <= 0.01
+    assert largest_deviation("exp-ab4", 11, stop) <= 0.15
+    assert largest_deviation("dpmpp-2m", 11, stop) <= 0.15
+    before = largest_deviation("dpmpp-2m", 19, 0.005, "quadratic")
+    assert before >= 40 * largest_deviation("exp-ab3", 19, stop)
+
+
+@pytest.mark.statement("FDGWC Backward process")
+@pytest.mark.parametrize(("solver", "spacing"), [("heun", "quadratic"), ("dpmpp-2m", "quadratic")])
+def test_covariance_of_the_ode_meets_its_bar(solver, spacing):
     """N = 32, ℓ = 8, T = 10, no Monte Carlo: 2 % off after 20 score evaluations, 0.3 % after 50."""
     law = GaussianProcess(PowerExponential(8.0), torch.eye(1), seq_len=32)
     for evaluations, bar in ((20, 0.02), (50, 0.003)):
         steps = evaluations // EVALUATIONS.get(solver, 1)
-        assert relative_error(*propagated_spectrum(law, steps, "ode", solver)) <= bar
+        found = sampling_error(law, solver, steps, spacing, t_min=0.005, final_denoise=False)
+        assert found.covariance <= bar
 
 
 # ---- laws of samples --------------------------------------------------------------------------
@@ -181,10 +282,10 @@ def test_samples_have_the_covariance_that_propagation_predicts(method, solver, f
     )  # fmt: skip
     (_, u), (_, w) = law.temporal_spectrum, law.spatial_spectrum
     rotated = (u.T @ x @ w).flatten(1)
-    variances, _ = propagated_spectrum(
+    found = sampling_error(
         law, method=method, solver=solver, final_denoise=final_denoise, **settings_
     )
-    truth = variances.flatten().diag()
+    truth = found.sampled.flatten().diag()
     assert_statistical(rotated.T @ rotated / n, truth, covariance_standard_error(truth, n), n)
 
 
@@ -234,7 +335,7 @@ def test_score_is_evaluated_as_often_as_documented(method, solver, final_denoise
 def test_trajectory_yields_every_state_and_ends_where_sample_does():
     score, generator = ExactScore(process()), seeded(0)
     start = torch.randn(2, 5, 3, generator=generator)
-    path = list(trajectory(score, start, step_grid(9)))
+    path = list(trajectory(score, start, step_grid(9, stop_of(score))))
     assert len(path) == 10
     assert path[-1][0] == 0.0
     assert torch.equal(path[-1][1], sample(score, 2, 5, 3, steps=9, generator=seeded(0)))
@@ -274,7 +375,11 @@ def test_sde_draws_fresh_noise_at_every_step():
         draws.append(v)
         return -v  # with this score the backward SDE is stationary, and v stays standard normal
 
-    sample(score, 4000, 2, 1, "sde", "euler-maruyama", steps=2, t_min=1.0, generator=seeded(0))
+    with pytest.warns(UserWarning, match="times their variance"):  # two steps are too few
+        sample(
+            score, 4000, 2, 1, "sde", "euler-maruyama", 2, 1.0, generator=seeded(0),
+            spacing="quadratic",
+        )  # fmt: skip
     step = (math.sqrt(10) - 1) / 2 + 1  # middle of the grid in √t
     interval = 10 - step**2
     noise = (draws[1] - (1 - interval / 2) * draws[0]) / math.sqrt(interval)
@@ -289,7 +394,7 @@ def test_sde_draws_fresh_noise_at_every_step():
 def test_sample_shape_dtype_and_device(device, dtype, method, solver):
     for n in (0, 3):
         x = sample(
-            ExactScore(process()), n, 5, 3, method, solver, 3, generator=seeded(0), dtype=dtype,
+            ExactScore(process()), n, 5, 3, method, solver, 15, generator=seeded(0), dtype=dtype,
             device=device,
         )  # fmt: skip
         assert (x.shape, x.dtype, x.device.type) == ((n, 5, 3), dtype, device)
@@ -304,6 +409,82 @@ def test_early_stopping_without_denoising_returns_the_noised_state():
     )
     clean = sample(score, 5, 2, 1, t_min=0.1, generator=seeded(0))
     assert clean.abs().max() < 1e-6
+
+
+# ---- what a user is warned of -----------------------------------------------------------------
+
+WILD = [("ode", "heun", "quadratic", 20), ("sde", "euler-maruyama", "log-snr", 3)]
+
+
+@pytest.mark.parametrize(("method", "solver", "spacing", "steps"), WILD)
+def test_a_solver_that_inflates_a_mode_is_reported(method, solver, spacing, steps):
+    settings_ = {"method": method, "solver": solver, "spacing": spacing, "t_min": 1e-4}
+    expected = rf"'{solver}' on this grid of {steps} steps gives modes of variance .* times"
+    with pytest.warns(UserWarning, match=expected):
+        sample(zero, 2, 3, 1, steps=steps, **settings_)
+    sample(zero, 2, 3, 1, steps=20 * steps, **settings_)  # warnings are errors here
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("method", "solver"), ALL_SOLVERS)
+def test_no_mode_of_a_known_law_is_inflated_without_a_warning(method, solver, spacing):
+    """Any step count from 2, any stop: the warning comes if and only if a mode is inflated."""
+    for steps in (2, 3, 4, 5, 7, 10, 15, 25, 60):
+        for t_min in (0.005, 1e-4, 1e-6):
+            grid = step_grid(steps, t_min, spacing=spacing)
+            values = torch.logspace(-6, 2, 300, dtype=torch.float64)
+            made = mode_variances(values, grid, method, solver)
+            excess = made / (alpha(t_min) ** 2 * values + sigma(t_min) ** 2)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                sample(zero, 1, 2, 1, method, solver, steps, t_min, spacing=spacing)
+            assert torch.isfinite(excess).all()
+            if abs(excess.max() / 10 - 1) > 0.1:  # the warning looks at fewer modes
+                assert bool(told) == bool(excess.max() > 10), (steps, t_min, excess.max())
+
+
+def test_default_never_warns_however_few_the_steps():
+    for method in SOLVERS:
+        for steps in range(1, 40):
+            sample(zero, 1, 2, 1, method, steps=steps, t_min=1e-6)
+
+
+def test_a_law_without_faint_modes_is_spared_a_warning_about_them():
+    settings_ = {"solver": "heun", "spacing": "quadratic", "steps": 20, "t_min": 5e-4}
+    white = GaussianProcess(torch.eye(3), torch.eye(1))
+    sample(ExactScore(white), 2, 3, 1, **settings_)
+    with pytest.warns(UserWarning, match="times their variance"):
+        sample(lambda v, t: -v, 2, 3, 1, **settings_)
+
+
+class Trained(torch.nn.Module):
+    t_range = (0.01, 8.0)
+
+    def forward(self, v, t):
+        return -v
+
+
+def test_a_score_is_asked_where_it_was_trained_or_a_user_is_told():
+    asked = []
+
+    def listening(v, t):
+        asked.append(t)
+        return -v
+
+    listening.t_range = Trained.t_range
+    sample(listening, 1, 2, 1)
+    assert asked[-1] == 0.01 == stop_of(Trained())
+    message = r"t_min=0.001 asks the score below.*t >= 0.01: leave t_min out, or train with"
+    with pytest.warns(UserWarning, match=message):
+        sample(Trained(), 1, 2, 1, t_min=0.001)
+    with pytest.warns(UserWarning, match=message):
+        restart(Trained(), torch.zeros(1, 2, 1), 0.5, t_min=0.001)
+
+
+def test_generation_stops_by_the_law_where_nothing_else_is_said():
+    law = GaussianProcess(PowerExponential(8.0, 1.5), torch.eye(1), seq_len=8)
+    assert stop_of(ExactScore(law)) == stop_for(law) < 0.001
+    assert stop_of(lambda v, t: -v) == 0.005
 
 
 # ---- bad input --------------------------------------------------------------------------------
@@ -333,13 +514,23 @@ BAD_INPUT = {
     "steps": (lambda: sample(zero, 1, 3, 1, steps=0), "steps must be an integer >= 1, got 0"),
     "t_min": (lambda: sample(zero, 1, 3, 1, t_min=0.0), "t_min must be.* > 0, got 0.0"),
     "t_max": (lambda: sample(zero, 1, 3, 1, t_max=math.inf), "t_max must be a finite.*got inf"),
+    "spacing": (
+        lambda: sample(zero, 1, 3, 1, spacing="cosine"),
+        "spacing must be one of log-snr, quadratic, got 'cosine'",
+    ),
+    "tolerance": (lambda: stop_for(0.1, 0.0), "tolerance must be a finite.*got 0.0"),
+    "variance": (lambda: stop_for(-0.1), "smallest variance must be finite and >= 0, got -0.1"),
+    "sequences": (
+        lambda: stop_for(V[0]),
+        r"x must have shape \(batch, seq_len, dim\), got \(3, 1\)",
+    ),
     "order": (
         lambda: sample(zero, 1, 3, 1, t_min=2.0, t_max=1.0),
         "t_min < t_max, got t_min=2.0, t_max=1.0",
     ),
     "method": (
         lambda: sample(zero, 1, 3, 1, method="langevin"),
-        "ode: dpmpp-2m, ddim, heun; sde: dpmpp-2m, ddpm, euler-maruyama; got 'langevin'",
+        "ode: exp-ab3, exp-ab2, exp-ab4, ddim, dpmpp-2m, heun; sde: .*; got 'langevin'",
     ),
     "solver": (
         lambda: sample(zero, 1, 3, 1, method="sde", solver="heun"),

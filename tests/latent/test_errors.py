@@ -12,7 +12,7 @@ from strategies import seeded
 from tolerances import assert_at_most, assert_identity, assert_statistical
 
 from gptheory.data import GaussianProcess, decaying_process, random_mixture
-from gptheory.diffusion import ExactScore, sample, sigma
+from gptheory.diffusion import ExactScore, sample, sigma, step_grid
 from gptheory.diffusion.schedule import half_log_snr
 from gptheory.latent import (
     SubspaceData,
@@ -23,7 +23,7 @@ from gptheory.latent import (
     support_errors,
 )
 from gptheory.latent.errors import sliced_distance
-from gptheory.measures import gaussian_w2, path_kl, propagated_spectrum
+from gptheory.measures import gaussian_w2, path_kl, sampling_error
 from gptheory.support.rounding import gamma
 
 
@@ -110,13 +110,14 @@ def test_the_exact_reverse_process_leaves_its_noise_off_the_subspace(data, t_min
 def test_orthogonal_variance_needs_no_sampling(data, method, solver, steps):
     """Off the subspace a solver sees data that are zero: its variance is known in closed form."""
     nothing = GaussianProcess(torch.eye(1), torch.zeros(1, 1))
-    predicted, _ = propagated_spectrum(nothing, steps, method, solver, 0.02, 8.0)
+    grid = step_grid(steps, 0.02, 8.0)
+    predicted = sampling_error(nothing, solver, grid=grid, method=method, final_denoise=False)
     n = 2000
     x = sample(
         ExactScore(data), n, 1, 12, method=method, solver=solver, steps=steps, t_min=0.02,
         t_max=8.0, generator=seeded(0), final_denoise=False,
     )  # fmt: skip
-    predicted = predicted.item()
+    predicted = predicted.sampled.item()
     assert_statistical(orthogonal_energy(x, data), predicted, predicted * math.sqrt(2 / (8 * n)), n)
     if solver == "dpmpp-2m":  # exact for a constant denoiser, at any number of steps
         assert_identity(predicted, (sigma(0.02) / sigma(8.0)) ** 2)

@@ -20,7 +20,6 @@ from tolerances import (
 from gptheory.data import GaussianProcess, Matern, PowerExponential
 from gptheory.diffusion import ExactScore, alpha, sigma
 from gptheory.measures import (
-    propagated_spectrum,
     relative_error,
     sampling_floor,
     score_error,
@@ -178,22 +177,6 @@ def test_score_error_is_reproducible():
     assert errors[0] == errors[1] != errors[2]
 
 
-@pytest.mark.statement("FDGWC Backward process")
-@pytest.mark.parametrize("method", ["ode", "sde"])
-@pytest.mark.parametrize("final_denoise", [False, True])
-def test_propagated_spectrum_tends_to_the_truth(method, final_denoise):
-    law = process(4, 2, mean=False)
-    coarse, fine = (
-        propagated_spectrum(law, steps, method, t_min=1e-4, final_denoise=final_denoise)
-        for steps in (20, 640)
-    )
-    clean = torch.outer(law.temporal_spectrum[0], law.spatial_spectrum[0])
-    noised = clean if final_denoise else alpha(1e-4) ** 2 * clean + sigma(1e-4) ** 2
-    assert_identity(fine[1], noised)
-    assert relative_error(*fine) < 0.01 < relative_error(*coarse)
-    assert fine[0].dtype == torch.float64
-
-
 # ---- bad input --------------------------------------------------------------------------------
 
 X = torch.ones(5, 4, 2).cumsum(0)
@@ -244,8 +227,6 @@ BAD_INPUT = {
         lambda: score_error(lambda v, t: v[:, :1], LAW, 0.5, 3),
         r"the score must return a tensor of shape \(3, 4, 2\), got \(3, 1, 2\)",
     ),
-    "spectrum solver": (lambda: propagated_spectrum(LAW, 5, "ode", "rk4"), "got 'ode', 'rk4'"),
-    "spectrum steps": (lambda: propagated_spectrum(LAW, 0), "steps must be an integer.*got 0"),
 }
 
 

@@ -23,10 +23,10 @@ from gptheory.construction.layers import Attention, Block, FeedForward
 from gptheory.construction.network import ScoreTransformer, StepFeatures
 from gptheory.construction.subspaces import Subspaces
 from gptheory.data import GaussianProcess, covariance
-from gptheory.diffusion import ExactScore, denoiser, unrolled
+from gptheory.diffusion import ExactScore, denoiser, grids, solvers, unrolled
 from gptheory.diffusion import sampler as generation
 from gptheory.figures import networks
-from gptheory.measures import likelihood
+from gptheory.measures import likelihood, sampling
 from gptheory.measures import scores as measure
 from gptheory.support import spectra
 
@@ -221,19 +221,21 @@ def drawn_networks(device: torch.device, dtype: torch.dtype) -> Found:
 def every_sampler(device: torch.device, dtype: torch.dtype) -> Found:
     """All solvers with the exact score of a law on the device, noise from the CPU's generator."""
     own, found = ExactScore(law(device)), {}
-    for method, solvers in generation.SOLVERS.items():
-        for solver in solvers:
+    for method, names in solvers.SOLVERS.items():
+        for solver in names:
             found[f"{method}, {solver}"] = generation.sample(
-                own, 2, N, D, method, solver, steps=4, generator=seeded(1), dtype=dtype,
+                own, 2, N, D, method, solver, steps=12, generator=seeded(1), dtype=dtype,
                 device=device, show_progress=False,
             )  # fmt: skip
     x = found["ode, heun"]
     found["restarted"] = generation.restart(own, x, 0.5, 2, 3, generator=seeded(2))
-    return {**found, "grid": sum(generation.step_grid(4)), **_path(own, x)}
+    found["stops"] = [grids.stop_for(source) for source in (0.1, law(device), sequences(20, 5, device, dtype))]
+    modes = solvers.mode_variances(law(device).temporal_spectrum[0], grids.step_grid(6))
+    return {**found, "modes": modes, "grid": sum(grids.step_grid(4)), **_path(own, x)}
 
 
 def _path(own: ExactScore, x: Tensor) -> Found:
-    states = generation.trajectory(own, x, generation.step_grid(3))
+    states = solvers.trajectory(own, x, grids.step_grid(3))
     return {f"at {t:.3g}": state for t, state in states}
 
 
@@ -241,14 +243,15 @@ def _path(own: ExactScore, x: Tensor) -> Found:
 def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
     """How far an iteration is from the exact score of a law on the device, and on the CPU."""
     own = unrolled.UnrolledScore(law(device), 2)
-    variances, spectrum = measure.propagated_spectrum(law(device), 5)
+    made = sampling.sampling_error(law(device), steps=5)
     common = {"generator": seeded(3), "dtype": dtype}
     return {
         "score": measure.score_error(own, law(device), 0.1, 16, **common),
         "score, law of the CPU": measure.score_error(own, law(), 0.1, 16, **common),
         "path": measure.path_kl(own, law(device), n=64, **common),
         "coupled": measure.coupled_ode_error(own, law(device), n=4, steps=5, **common),
-        "variances": variances, "spectrum": spectrum,
+        "variances": made.sampled, "spectrum": made.true, "ratios": made.ratio,
+        "distances": [made.covariance, made.kl, made.w2, made.tv],
     }  # fmt: skip
 
 

@@ -82,6 +82,11 @@ class GaussianMixture:
         """Where the means are, and where it draws."""
         return self.means.device
 
+    @property
+    def smallest_variance(self) -> float:
+        """The smallest eigenvalue of the covariance of any component."""
+        return self._variances.min().item()
+
     def covariance(self) -> Tensor:
         """Of the mixture about its mean: within components plus between them, (L·d, L·d)."""
         within = (self._axes * self._variances[:, None]) @ self._axes.mT

@@ -159,6 +159,11 @@ class GaussianProcess:
         """Eigenvalues (d,), ascending and clipped at 0, and eigenvectors (d, d) of Σ, float64."""
         return covariance_spectrum("spatial covariance", self.spatial, self.spatial_dtype)
 
+    @property
+    def smallest_variance(self) -> float:
+        """λ_min of Γ ⊗ Σ: the variance of the faintest mode."""
+        return (self.temporal_spectrum[0][0] * self.spatial_spectrum[0][0]).item()
+
     @full_precision()
     def sample(
         self,

@@ -2,8 +2,10 @@
 
 from .denoiser import denoise, denoiser_jacobian, denoising_operator, exact_jacobian
 from .exact import ExactScore, WienerScore
+from .grids import SPACINGS, step_grid, stop_for
 from .methods import METHODS
-from .sampler import SOLVERS, restart, sample, step_grid, trajectory
+from .sampler import restart, sample
 from .schedule import alpha, perturb, sigma, stratified_steps
+from .solvers import SOLVERS, mode_variances, trajectory
 from .stopping import Budget, budget, horizon_tv, stopping_tv
 from .unrolled import UnrolledScore

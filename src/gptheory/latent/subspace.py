@@ -85,6 +85,13 @@ class SubspaceData:
         """B, τ and what decides the latent law."""
         return self.basis, self.noise, *self.latent.parts
 
+    @property
+    def smallest_variance(self) -> float | None:
+        """Of the noise where there is some; else of the latent law, if it knows its own."""
+        if self.noise:
+            return self.noise**2
+        return getattr(self.latent, "smallest_variance", None)
+
     def to(self, device: torch.device | str) -> SubspaceData:
         """The same law, with basis and latent law on a device: there it draws."""
         return SubspaceData(self.basis.to(device), self.latent.to(device), self.noise)

@@ -12,4 +12,5 @@ from .covariances import (
 from .gaussians import gaussian_kl, gaussian_tv, gaussian_w2
 from .likelihood import TotalVariation, log_likelihood, total_variation
 from .motion import measured_motion, motion_floor, true_motion
-from .scores import coupled_ode_error, path_kl, propagated_spectrum, score_error
+from .sampling import SamplingError, sampling_error
+from .scores import coupled_ode_error, path_kl, score_error

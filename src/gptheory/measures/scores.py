@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
-from torch import Tensor
 
 from ..data.law import KnownLaw
-from ..data.process import GaussianProcess
 from ..diffusion.exact import ExactScore, Score
-from ..diffusion.sampler import sample, step_grid, trajectory
-from ..diffusion.schedule import alpha, half_log_snr, perturb, sigma, stratified_steps
+from ..diffusion.grids import T_MAX
+from ..diffusion.sampler import sample, stop_of
+from ..diffusion.schedule import half_log_snr, perturb, sigma, stratified_steps
 from ..support.validation import require_count, require_score
 from .covariances import CHUNK_VALUES, relative_error
 
@@ -45,49 +42,6 @@ def score_error(
     with torch.no_grad():
         estimate, truth = require_score(score(v, t), v), ExactScore(law)(v, t)
     return relative_error(estimate, truth) ** 2
-
-
-def propagated_spectrum(
-    process: GaussianProcess,
-    steps: int,
-    method: str = "ode",
-    solver: str = "dpmpp-2m",
-    t_min: float = 0.005,
-    t_max: float = 10.0,
-    final_denoise: bool = False,
-) -> tuple[Tensor, Tensor]:
-    r"""Exact variances of what a solver samples with the exact score: no Monte Carlo.
-
-    The exact score is linear, so each eigen-direction of Γ ⊗ Σ evolves alone, and its final
-    variance is the sum of its squared responses to the initial draw and to the noise of each step.
-    The responses come from running the solver itself on unit impulses.
-
-    Args:
-        process: the truth, with mean zero.
-        steps, method, solver, t_min, t_max, final_denoise: as in :func:`.sample`.
-
-    Returns:
-        Sampled and true variances, both (N, d): true are those of p at t_min, or of the clean law
-        when ``final_denoise``. The relative error of the sampled covariance is
-        ``relative_error(sampled, true)``, since both share their eigenvectors.
-
-    Accuracy: float64 rounding.
-    """
-    temporal, spatial = process.temporal_spectrum[0], process.spatial_spectrum[0]
-    score = ExactScore(GaussianProcess(temporal.diag(), spatial.diag()))
-    impulses = steps + 1 if method == "sde" else 1  # row 0: initial draw, row k + 1: step k
-
-    def impulse(step: int) -> Tensor:
-        unit = temporal.new_zeros(impulses, len(temporal), len(spatial))
-        unit[step + 1] = 1
-        return unit
-
-    grid = step_grid(steps, t_min, t_max)
-    path = trajectory(score, impulse(-1), grid, method, solver, impulse, final_denoise)
-    _t, response = deque(path, maxlen=1).pop()
-    clean = torch.outer(temporal, spatial)
-    true = clean if final_denoise else alpha(t_min) ** 2 * clean + sigma(t_min) ** 2
-    return (response**2).sum(dim=0), true
 
 
 @torch.no_grad()
@@ -146,8 +100,8 @@ def coupled_ode_error(
     law: KnownLaw,
     n: int = 48,
     steps: int = 50,
-    t_min: float = 0.005,
-    t_max: float = 10.0,
+    t_min: float | None = None,
+    t_max: float = T_MAX,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> float:
@@ -163,8 +117,8 @@ def coupled_ode_error(
         score: the score under test, called as (v, t).
         law: of the clean sequences.
         n: Monte Carlo sequences.
-        steps, t_min, t_max: as in :func:`.sample`, with DPM-Solver++(2M) and a final
-            denoising step.
+        steps, t_min, t_max: as in :func:`.sample`, with its defaults of solver and grid and a
+            final denoising step; both scores stop where the one under test does.
         generator: source of randomness; by default a fixed one.
         dtype: of the sequences.
 
@@ -179,7 +133,7 @@ def coupled_ode_error(
     """
     require_count("n", n)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    start = generator.get_state()
+    start, t_min = generator.get_state(), stop_of(score) if t_min is None else t_min
     results = []
     for each in (score, ExactScore(law)):
         generator.set_state(start)

@@ -225,4 +225,5 @@ def _member(
     with torch.no_grad():
         for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
             value.copy_(stacked[name][row])
+    trained.t_range = (config.t_min, config.t_max)  # as Training says
     return trained.eval().requires_grad_(False)

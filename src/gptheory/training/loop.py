@@ -69,6 +69,7 @@ class Training:
         self.law = None if law is None else ExactScore(law).law.to(self.device)  # or raises
         require_fitting(model, self.data)
         self.model, self.config = model, config
+        uncompiled(model).t_range = (config.t_min, config.t_max)  # samplers ask for it
         self.average = copy.deepcopy(uncompiled(model)).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             trainable, config.learning_rate, config.betas, weight_decay=config.weight_decay,
