@@ -55,10 +55,12 @@ EXPERIMENTS = {
         sweep_study, COMPLEXITY,
     ),
     "decay": Experiment(
-        "memory and conditioning apart, a sweep (chapter 6, Figure 4a)", sweep_study, DECAY
+        "memory and conditioning apart, a sweep (chapter 6, Figure 4a; paper scale never run)",
+        sweep_study, DECAY,
     ),
     "variation": Experiment(
-        "total variation of trained networks, a sweep (chapter 6)", sweep_study, VARIATION
+        "total variation of trained networks, a sweep (chapter 6; paper scale never run)",
+        sweep_study, VARIATION,
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
