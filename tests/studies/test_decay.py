@@ -11,6 +11,7 @@ import torch
 from tolerances import assert_identity
 
 from gptheory.data import PowerExponential
+from gptheory.measures import relative_error, temporal_covariance
 from gptheory.studies import along, load_result, reproduce, sensitivities, sweep, sweeps
 from gptheory.studies.cells import Cell
 from gptheory.studies.decay import AXES, BUDGETS, DECAY, DecayCell
@@ -226,3 +227,30 @@ def test_committed_sweep_is_the_whole_grid(committed):
     table, cells = committed.table("cells"), list(DECAY["quick"].cells())
     for name in ("exponent", "lengthscale", "condition", "seed"):
         assert table[name].tolist() == [getattr(cell, name) for cell in cells]
+
+
+@pytest.mark.statement("FDGWC Fig. 4a", "FDGWC Theorem 2")
+def test_price_has_no_order_and_path_kl_has_that_of_the_condition_number(committed):
+    """What chapter 6 says of the committed numbers, which are the same on every machine."""
+    table = committed.table("cells")
+    slopes = sensitivities(table)
+    assert (slopes["price"].abs() < 2 * slopes["price_error"]).all()
+    for name in ("path_kl", "fresh"):
+        assert slopes.loc["condition", name] > 10 * slopes.loc["condition", f"{name}_error"]
+        assert -slopes.loc["lags", name] > 5 * slopes.loc["lags", f"{name}_error"]
+    at_one_memory, alike = along(table, "conditioning"), along(table, "smoothness")
+    assert at_one_memory["fresh"].is_monotonic_increasing
+    assert at_one_memory["fresh"].max() > 3 * at_one_memory["fresh"].min()
+    assert alike["fresh"].max() < 1.25 * alike["fresh"].min()
+
+
+@pytest.mark.statement("FDGWC Theorem 2")
+def test_a_law_of_the_committed_sweep_is_the_one_its_row_names(committed):
+    """A training set's own error has no training in it: another machine finds the same."""
+    rows = committed.table("cells").query("n == 64 and seed == 0 and condition > 0")
+    for row in [rows.iloc[0], rows.iloc[-1]]:
+        given = {name: row[name] for name in ("exponent", "lengthscale", "condition")}
+        cell = DecayCell(n=64, seed=0, **given)
+        x, law = cell.training_set(), cell.process()
+        error = relative_error(temporal_covariance(x, law.mean), law.gram())
+        assert abs(error / row["data_covariance"] - 1) < 1e-3

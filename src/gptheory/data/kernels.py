@@ -43,10 +43,11 @@ class PowerExponential(Kernel):
     r""":math:`\gamma(r) = \exp(-(r/\ell)^\nu)`, the kernel of the experiments.
 
     ``exponent`` 1 is the Ornstein-Uhlenbeck process, 2 the squared exponential, whose Gram matrix
-    is singular to working precision. A smaller lengthscale decays faster at every lag. A larger
-    exponent does so beyond the lengthscale only, and is *slower* at shorter lags; in the other
-    parametrisation, :meth:`of_power`, it is faster at every lag above one. Which of the two the
-    paper's experiments have is not known to us. Source: FDGWC Data model.
+    is singular to working precision from a lengthscale of a few frames on. A smaller lengthscale
+    decays faster at every lag. A larger exponent does so beyond the lengthscale only, and is
+    *slower* at shorter lags; in the other parametrisation, :meth:`of_power`, it is faster at every
+    lag above one. Which of the two the paper's experiments have is not known to us.
+    Source: FDGWC Data model.
 
     Args:
         lengthscale: :math:`\ell > 0`, in frames.
