@@ -29,6 +29,7 @@ from gptheory.data import (
     Periodic,
     PowerExponential,
     WhiteNoise,
+    conditioned,
     gram,
     random_covariance,
     taper,
@@ -197,6 +198,57 @@ def test_periodic_formula_and_period(lengthscale, period):
 
 def test_white_noise_has_independent_frames():
     assert torch.equal(gram(WhiteNoise(), 5), torch.eye(5, dtype=torch.float64))
+
+
+def test_power_of_the_lag_over_a_scale():
+    """exp(-r^ν/s), from its formula; all exponents agree at lag 1, larger ones are lower beyond."""
+    exponents = (0.5, 1.0, 1.5, 2.0)
+    values = torch.stack([PowerExponential.of_power(8.0, nu)(LAGS) for nu in exponents])
+    for nu, own in zip(exponents, values, strict=True):
+        assert_identity(own, np.exp(-(LAGS.numpy() ** nu) / 8))
+    assert_identity(values[:, 1], np.full(4, math.exp(-1 / 8)))
+    assert (values.diff(dim=0)[:, 2:] < 0).all()
+    fixed = torch.stack([PowerExponential(8.0, nu)(LAGS) for nu in exponents]).diff(dim=0)
+    assert (fixed[:, 1:8] > 0).all() and (fixed[:, 9:] < 0).all()  # as the docstring says
+
+
+@pytest.mark.parametrize(
+    ("scale", "exponent", "message"),
+    [(0.0, 1.0, "scale must be"), (math.nan, 1.0, "scale must be"), (8.0, 0.0, "exponent must lie"),
+     (8.0, 2.5, "exponent must lie")],
+)  # fmt: skip
+def test_power_of_the_lag_refuses_bad_numbers(scale, exponent, message):
+    with pytest.raises(ValueError, match=message):
+        PowerExponential.of_power(scale, exponent)
+
+
+# ---- nuggets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.9, 2.0])
+@pytest.mark.parametrize("condition", [1.5, 30.0])
+def test_nugget_leaves_the_condition_number_asked_for(exponent, condition):
+    matrix = gram(PowerExponential(8.0, exponent), 16)
+    result = conditioned(matrix, condition)
+    values = np.linalg.eigvalsh(result.numpy())
+    assert_identity(values[-1] / values[0], condition, condition)
+    assert_identity(result.diagonal(), np.ones(16))
+    off = lags_of(matrix) > 0  # one factor for every lag, so the shape of the decay stays
+    shrunk = result[off] / matrix[off]
+    assert_identity(shrunk, np.full(len(shrunk), shrunk[0].item()))
+    assert shrunk[0] < 1
+
+
+def test_no_nugget_where_the_condition_number_is_that_of_the_matrix():
+    matrix = torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
+    assert torch.equal(conditioned(matrix, 4.0), matrix)
+
+
+@pytest.mark.parametrize("condition", [1.0, 0.0, -2.0, math.nan, math.inf, 4.1])
+def test_nuggets_cannot_raise_a_condition_number(condition):
+    matrix = torch.diag(torch.tensor([1.0, 4.0]))
+    with pytest.raises(ValueError, match=r"condition must lie above 1 and be at most .*, 4, got"):
+        conditioned(matrix, condition)
 
 
 # ---- truncation and tapers --------------------------------------------------------------------

@@ -81,7 +81,8 @@ STEPS = """
 MATRICES = """
     GaussianProcess.__init__ temporal; GaussianProcess.__init__ spatial;
     GaussianProcess.__init__ mean; GaussianMixture.__init__ covariance; truncate gram; taper gram;
-    band gram; require_symmetric matrix; gaussian_kl cov_p; gaussian_kl cov_q; gaussian_kl mean_p;
+    conditioned gram; band gram; require_symmetric matrix; gaussian_kl cov_p;
+    gaussian_kl cov_q; gaussian_kl mean_p;
     gaussian_w2 cov_p; gaussian_w2 cov_q; gaussian_w2 mean_p; gaussian_tv cov_p;
     gaussian_tv cov_q; gaussian_tv mean_p; gaussian_tv_bounds cov_p;
     gaussian_tv_bounds cov_q; gaussian_tv_bounds mean_p; relative_error estimate;

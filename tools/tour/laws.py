@@ -22,7 +22,7 @@ def kernel_values(device: torch.device, dtype: torch.dtype) -> Found:
     """Correlations at lags that lie on the device, and at one that is a number."""
     lags = torch.arange(N, device=device).to(dtype)
     own = {
-        "power": kernels.PowerExponential(2.0, 1.5), "matern": kernels.Matern(2.0, 1.7),
+        "power": kernels.PowerExponential.of_power(2.0, 1.5), "matern": kernels.Matern(2.0, 1.7),
         "rational": kernels.RationalQuadratic(2.0, 1.0), "periodic": kernels.Periodic(1.0, 5.0),
         "white": kernels.WhiteNoise(),
     }  # fmt: skip
@@ -40,6 +40,7 @@ def covariance_matrices(device: torch.device, dtype: torch.dtype) -> Found:
         "gram": covariance.gram(POWER, N, dtype),
         "truncated": covariance.truncate(gram, 2),
         "tapered": covariance.taper(gram, 4),
+        "conditioned": covariance.conditioned(gram, 2.0),
         "embedding": positions.time_embedding(N, 2.0 * N),
         "random": covariance.random_covariance(3, generator=seeded(1)),
     }

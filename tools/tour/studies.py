@@ -28,6 +28,7 @@ from gptheory.measures import measured_motion, motion_floor, true_motion
 from gptheory.studies import (
     cells,
     comparison,
+    decay,
     fig1,
     fig4a,
     fig5,
@@ -38,6 +39,7 @@ from gptheory.studies import (
     results,
     statistics,
     stored_network,
+    variation,
 )
 from gptheory.studies import swap as studies_swap
 from gptheory.studies import video as studies_video
@@ -176,6 +178,22 @@ def sweeps(device: torch.device, dtype: torch.dtype) -> Found:
     exact = CELL.assess(ExactScore(CELL.process()))
     slope = statistics.fitted_slope(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.5, 0.25]))
     return {"cells": len(settings.cells()), "excess": len(excess), "slope": slope[0], **exact}
+
+
+@stop("network", compare=False)
+def decay_and_variation(device: torch.device, dtype: torch.dtype) -> Found:
+    """A law with a nugget, what the committed sweep finds; a distance of a closed form."""
+    table = results.load_result("decay-quick").table("cells")
+    laws, slopes = decay.along(table, "memory"), decay.sensitivities(table)
+    given = {"n": 8, "seq_len": 4, "dim": 1}
+    nugget = decay.DecayCell("stationary", condition=3.0, **given).process()
+    cell = variation.VariationCell("wiener", draws=2, flow_steps=2, **given)
+    found = cell.assess(ExactScore(cell.process()))
+    grids = len(decay.parts("quick")) + len(decay.parts("paper"))
+    return {
+        "laws": len(laws), "slopes": len(slopes), "grids": grids, "tv": found["tv"],
+        "gram": nugget.gram(),
+    }  # fmt: skip
 
 
 @stop("network", compare=False)

@@ -1,6 +1,6 @@
 """Laws of sequences, their covariances, moving pictures; laws estimated from samples."""
 
-from .covariance import gram, random_covariance, taper, truncate
+from .covariance import conditioned, gram, random_covariance, taper, truncate
 from .estimate import GaussianTwin, kronecker_mle, toeplitz_moments
 from .kernels import Matern, Periodic, PowerExponential, WhiteNoise
 from .mixture import GaussianMixture, random_mixture

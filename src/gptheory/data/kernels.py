@@ -40,10 +40,14 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class PowerExponential(Kernel):
-    r""":math:`\gamma(r) = \exp(-(r/\ell)^\nu)`, the kernel of the paper's experiments.
+    r""":math:`\gamma(r) = \exp(-(r/\ell)^\nu)`, the kernel of the experiments.
 
-    ``exponent`` 1 is the Ornstein-Uhlenbeck process, 2 the squared exponential. Larger exponents
-    and smaller lengthscales decay faster. Source: FDGWC Data model.
+    ``exponent`` 1 is the Ornstein-Uhlenbeck process, 2 the squared exponential, whose Gram matrix
+    is singular to working precision from a lengthscale of a few frames on. A smaller lengthscale
+    decays faster at every lag. A larger exponent does so beyond the lengthscale only, and is
+    *slower* at shorter lags; in the other parametrisation, :meth:`of_power`, it is faster at every
+    lag above one. Which of the two the paper's experiments have is not known to us.
+    Source: FDGWC Data model.
 
     Args:
         lengthscale: :math:`\ell > 0`, in frames.
@@ -60,6 +64,23 @@ class PowerExponential(Kernel):
         require_positive("lengthscale", self.lengthscale)
         if not 0 < self.exponent <= 2:
             raise ValueError(f"exponent must lie in (0, 2], got {self.exponent!r}")
+
+    @classmethod
+    def of_power(cls, scale: float, exponent: float) -> PowerExponential:
+        r"""The kernel :math:`\gamma(r) = \exp(-r^\nu/s)`, which has :math:`\ell = s^{1/\nu}`.
+
+        All exponents agree at lag 1, and larger ones decay faster from there on.
+
+        Args:
+            scale: :math:`s > 0`, in frames to the power ν.
+            exponent: :math:`\nu \in (0, 2]`.
+
+        Raises:
+            ValueError: for a scale or exponent out of range.
+        """
+        require_positive("scale", scale)
+        cls(1.0, exponent)  # refuses an exponent that cannot be divided by
+        return cls(scale ** (1 / exponent), exponent)
 
     def _values(self, lag: Tensor) -> Tensor:
         return torch.exp(-((lag / self.lengthscale) ** self.exponent))

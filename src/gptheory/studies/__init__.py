@@ -1,5 +1,6 @@
 """The experiments behind the committed results, and those results."""
 
+from .decay import along, sensitivities
 from .fig4a import excess
 from .latent import LatentCell, cells_like, linear_rival
 from .reproduce import full_size

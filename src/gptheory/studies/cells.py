@@ -137,6 +137,9 @@ class Cell(SweepCell):
         seed: of training set, weights, batches and noise. Cells that differ in n only start from
             the same weights.
 
+    Attributes:
+        LAW: the fields that decide the law, and with n and seed the training set.
+
     Raises:
         ValueError: for an unknown estimator, numbers out of range, a width that cannot be divided
             into heads, or no n where it is needed.
@@ -147,6 +150,7 @@ class Cell(SweepCell):
         {"n", "exponent", "lengthscale", "correlation", "seed"}
     )
     KNOWN: ClassVar[Mapping[str, tuple[str, ...]]] = {"estimator": (*TRAINED, *CLOSED)}
+    LAW: ClassVar[tuple[str, ...]] = ("exponent", "lengthscale", "correlation", "seq_len", "dim")
 
     estimator: str = "dit"
     n: int | None = None
@@ -192,8 +196,7 @@ class Cell(SweepCell):
         law = self.process()
         if self.n is None:
             return law
-        names = ("exponent", "lengthscale", "correlation", "seq_len", "dim", "n", "seed")
-        return law.sample(self.n, self._generator("data", *names))
+        return law.sample(self.n, self._generator("data", *self.LAW, "n", "seed"))
 
     def member(self) -> Member:
         """The untrained network, its data and the seed of its noise."""

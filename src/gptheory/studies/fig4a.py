@@ -5,6 +5,8 @@ Every part is a grid of :class:`.Cell`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from .cells import CLOSED, FIELDS, Cell
@@ -62,12 +64,15 @@ COMPLEXITY = {
 }  # fmt: skip
 
 
-def excess(table: pd.DataFrame, column: str = "path_kl") -> pd.DataFrame:
+def excess(
+    table: pd.DataFrame, column: str = "path_kl", fields: Sequence[str] = FIELDS
+) -> pd.DataFrame:
     """What the finite training set costs: a column minus that of the paired run on fresh data.
 
     Args:
         table: of a sweep that has both, see :func:`.collect`.
         column: the error.
+        fields: of the cells, where they are no :class:`.Cell`.
 
     Returns:
         The rows with finite n and a column ``excess``. Pairs agree in all settings but n.
@@ -75,7 +80,7 @@ def excess(table: pd.DataFrame, column: str = "path_kl") -> pd.DataFrame:
     Raises:
         ValueError: if a row has no partner.
     """
-    keys = [name for name in FIELDS if name != "n" and name in table.columns]
+    keys = [name for name in fields if name != "n" and name in table.columns]
     fresh = table[table["n"].isna()].set_index(keys)[column].rename("fresh")
     paired = table[table["n"].notna()].join(fresh, on=keys)
     if paired["fresh"].isna().any():

@@ -13,6 +13,7 @@ import joblib
 
 from ..support import session
 from .comparison import COMPARISON, comparison
+from .decay import DECAY
 from .fig1 import FIGURE1, figure1
 from .fig4a import COMPLEXITY
 from .fig5 import PROBING, probing
@@ -23,6 +24,7 @@ from .results import Result, load_result, move_result, stored_results
 from .run import Run
 from .swap import SWAP, swap
 from .sweeps import sweep_study
+from .variation import VARIATION
 from .video import VIDEO, video_study
 
 
@@ -51,6 +53,14 @@ EXPERIMENTS = {
     "fig4a": Experiment(
         "error against the number of sequences, a sweep (chapter 6, Figure 4a)",
         sweep_study, COMPLEXITY,
+    ),
+    "decay": Experiment(
+        "memory and conditioning apart, a sweep (chapter 6, Figure 4a; paper scale never run)",
+        sweep_study, DECAY,
+    ),
+    "variation": Experiment(
+        "total variation of trained networks, a sweep (chapter 6; paper scale never run)",
+        sweep_study, VARIATION,
     ),
     "finetune": Experiment(
         "training on from the constructed transformer (chapter 5)", fine_tuning, FINE_TUNING
