@@ -86,7 +86,8 @@ MATRICES = """
     gaussian_w2 cov_p; gaussian_w2 cov_q; gaussian_w2 mean_p; gaussian_tv cov_p;
     gaussian_tv cov_q; gaussian_tv mean_p; gaussian_tv_bounds cov_p;
     gaussian_tv_bounds cov_q; gaussian_tv_bounds mean_p; relative_error estimate;
-    relative_error truth; temporal_covariance mean; uniform_correlation gamma;
+    relative_error truth; temporal_covariance mean; mode_variances values;
+    mode_variances initial; uniform_correlation gamma;
     encoder_error covariance
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
@@ -115,8 +116,8 @@ DATA = """
     explained target; mean_lag maps; contrast maps; lag_profile maps; toeplitz_defect maps;
     Ball.render centres; Ball.locate frames; Digits.__init__ images; Digits.render centres;
     Digits.locate frames; LatentMap.fit frames; LatentMap.encode frames; GaussianTwin.__init__ x;
-    measured_motion paths; log_likelihood v; aligned_score basis; encoder_error basis;
-    encoder_error encoder
+    measured_motion paths; log_likelihood v; stop_for source; aligned_score basis;
+    encoder_error basis; encoder_error encoder
 """
 # several tensors that nothing moves
 TOGETHER = """
@@ -157,6 +158,7 @@ INNER = {
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
+    "SamplingError": "a record",
     "LatentMap.__init__": "a record", "support.rounding": "sizes of rounding",
     "elementary": "looks at the kind",
 }  # fmt: skip

@@ -154,6 +154,17 @@ def test_prices_are_relative_to_the_axis_and_errors_those_of_seeds(planted):
     assert_identity(rows["path_kl"] - rows["fresh"], true / 256)
 
 
+def test_every_size_counts_alike_in_a_price():
+    """Two laws cost twice as much at n = 256, where an excess is smallest, and the same before."""
+
+    def path_kl(cell, _lags, _condition):
+        twice = 2 if cell.n == 256 and cell.exponent >= 1.5 else 1
+        return 0.02 + (0 if cell.n is None else twice * cell.n**-3.0)
+
+    prices = along(table_of(path_kl), "power")["price"]
+    assert_identity(prices, [8 / 9, 8 / 9, 10 / 9, 10 / 9])
+
+
 def test_sensitivities_tell_memory_from_conditioning(planted):
     found = sensitivities(planted)
     assert_identity(found.loc["lags", "fresh"], 0.001, 10)

@@ -250,6 +250,7 @@ def data_on_a_subspace(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} score, steps": ExactScore(data)(x, steps(5)),
             f"{name} energy": latent_errors.orthogonal_energy(x, data),
             f"{name} density": data.noised_log_prob(x, 0.9, 0.4),
+            f"{name} faintest": [data.smallest_variance, inside.smallest_variance],
         }  # fmt: skip
     moved = data.to(device)
     assert {each.device.type for each in (moved, moved.latent)} == {device.type}

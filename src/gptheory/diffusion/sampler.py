@@ -193,8 +193,8 @@ def _largest_excess(
     """The largest ratio of a mode's variance to the true one, and the mode, before denoising."""
     ends = (math.log10(min(smallest, LARGEST)), math.log10(LARGEST))
     values = torch.logspace(*ends, 48, dtype=torch.float64, device="cpu")
-    true = alpha(grid[-1]) ** 2 * values + sigma(grid[-1]) ** 2
-    ratios = mode_variances(values, list(grid), method, solver) / true
+    first, true = (alpha(t) ** 2 * values + sigma(t) ** 2 for t in (grid[0], grid[-1]))
+    ratios = mode_variances(values, list(grid), method, solver, initial=first) / true
     worst = int(ratios.nan_to_num(torch.inf).argmax())
     return ratios[worst].item(), values[worst].item()
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..support.validation import require_score, require_sequences
+from ..support.validation import as_floating, require_finite, require_score, require_sequences
 from .denoiser import denoise
 from .exact import Score
 from .schedule import alpha, half_log_snr, sigma
@@ -96,6 +96,7 @@ def mode_variances(
     method: str = "ode",
     solver: str = "exp-ab3",
     final_denoise: bool = False,
+    initial: Tensor | float = 1.0,
 ) -> Tensor:
     r"""Variances of what a solver makes, with the exact score, of modes of given variances.
 
@@ -105,10 +106,18 @@ def mode_variances(
     Args:
         values: λ >= 0 of the modes, (M,).
         grid, method, solver, final_denoise: as in :func:`trajectory`.
+        initial: variances at grid[0], one for all or (M,).
 
     Returns:
         (M,) in float64, on the device of the values.
+
+    Raises:
+        ValueError: for variances that are not real and finite, or what :func:`trajectory` refuses.
     """
+    values = as_floating("values", values)
+    require_finite("values", values)
+    initial = as_floating("initial", initial).to(values.device)
+    require_finite("initial", initial)
     values = values.double().reshape(1, -1, 1)
     impulses = len(grid) if method == "sde" else 1  # row 0: initial draw, row k + 1: step k
 
@@ -122,7 +131,8 @@ def mode_variances(
 
     path = trajectory(score, impulse(-1), grid, method, solver, impulse, final_denoise)
     _t, response = deque(path, maxlen=1).pop()
-    return response.square().sum(dim=(0, 2))
+    squares = response.square().squeeze(2)  # (impulses, M)
+    return initial * squares[0] + squares[1:].sum(dim=0)
 
 
 @lru_cache(maxsize=512)
