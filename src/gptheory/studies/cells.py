@@ -32,6 +32,7 @@ from ..support.precision import full_precision
 from ..support.validation import require_count, require_positive
 from ..training.config import TrainConfig
 from ..training.ensemble import Member
+from .results import SAMPLER
 
 HEAD_DIM = 16
 SCORE_STEPS = (0.01, 0.1, 1.0)
@@ -243,7 +244,7 @@ class Cell(SweepCell):
         generated, reference = (
             sample(
                 each, GENERATED, self.seq_len, self.dim, steps=SOLVER_STEPS,
-                generator=torch.Generator().manual_seed(301), show_progress=False,
+                generator=torch.Generator().manual_seed(301), show_progress=False, **SAMPLER,
             )
             for each in (score, ExactScore(law))
         )  # fmt: skip

@@ -33,6 +33,7 @@ from ..support.validation import require_nonnegative, require_positive
 from ..training.config import TrainConfig
 from ..training.ensemble import Member
 from .cells import SweepCell
+from .results import SAMPLER
 from .sweeps import SweepStudy
 
 NETWORKS = ("latent", "full", "full-skip")
@@ -186,8 +187,9 @@ class LatentCell(SweepCell):
         linear = support_errors(ExactScore(linear_rival(data)), data, generator=draws[1])
         numbers["linear"] = linear["on"]
         x = sample(
-            score, GENERATED, 1, self.ambient_dim, steps=SOLVER_STEPS, t_min=STEPS[0], t_max=T_MAX,
+            score, GENERATED, 1, self.ambient_dim, steps=SOLVER_STEPS, t_max=T_MAX,
             generator=draws[2], final_denoise=False, show_progress=False,
+            **SAMPLER | {"t_min": STEPS[0]},
         )  # fmt: skip
         exact = sigma(STEPS[0]) ** 2 + (alpha(STEPS[0]) * self.noise) ** 2
         if self.latent_dim < self.ambient_dim:

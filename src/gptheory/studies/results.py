@@ -27,6 +27,9 @@ from ..support.files import (
     write_atomically,
 )
 
+# The sampler that the committed results were measured with: with the default of today their numbers
+# could not be computed again.
+SAMPLER = {"solver": "dpmpp-2m", "spacing": "quadratic", "t_min": 0.005}
 SIZE_LIMIT = 1_500_000  # bytes of a result that travels inside the package
 DIGITS = 6  # significant, of the numbers in tables
 

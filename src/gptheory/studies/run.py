@@ -27,7 +27,7 @@ from ..networks.score_network import ScoreNetwork
 from ..support.files import digest, provenance, remembered
 from ..training.config import TrainConfig, TrainResult
 from ..training.resume import fit
-from .results import Result, save_result
+from .results import SAMPLER, Result, save_result
 
 NETWORKS: dict[str, type[ScoreNetwork]] = {"DiT": DiT, "UNet1d": UNet1d, "FrameMLP": FrameMLP}
 CHUNK = 250  # sequences generated at a time
@@ -120,7 +120,7 @@ class Run:
                 generator = torch.Generator(self.device).manual_seed(seed + first)
                 x = sample(
                     network, size, network.seq_len, network.dim, generator=generator,
-                    device=self.device, show_progress=self.show, **options,
+                    device=self.device, show_progress=self.show, **SAMPLER | options,
                 )  # fmt: skip
                 return {"x": restart(network, x, generator=generator, **repair) if repair else x}
 

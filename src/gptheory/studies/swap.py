@@ -26,7 +26,7 @@ from ..measures.scores import path_kl, score_error
 from ..networks.polynomial import with_polynomial_attention
 from ..probing.recording import logit_ranges
 from ..training.config import TrainConfig
-from .results import load_result
+from .results import SAMPLER, load_result
 from .run import PAPER_DATA, QUICK_DATA, Run, new_network, seeded, stored_network
 
 SHOWN_PATHS = 4
@@ -106,7 +106,7 @@ def _generated(score: Score, process: GaussianProcess, settings: Swap, run: Run)
     """Sequences from the same noise, whatever the score."""
     return sample(
         score, settings.samples, process.seq_len, process.dim, steps=settings.solver_steps,
-        generator=seeded(process, 1), device=run.device, show_progress=run.show,
+        generator=seeded(process, 1), device=run.device, show_progress=run.show, **SAMPLER,
     )  # fmt: skip
 
 
