@@ -14,6 +14,7 @@ from gptheory.diffusion import restart, sample
 from gptheory.networks import DiT
 from gptheory.studies import load_result
 from gptheory.studies import run as running
+from gptheory.studies.results import SAMPLER
 from gptheory.studies.run import Run, in_half_precision, new_network, with_weights
 from gptheory.studies.run import seeded as noise
 from gptheory.training import TrainConfig
@@ -51,7 +52,16 @@ def test_sequences_come_in_chunks_each_from_noise_of_its_own(run, network, monke
     monkeypatch.setattr(running, "CHUNK", 4)
     x = run.generate("x", network, 10, 5, steps=2)
     parts = [
-        sample(network, size, 4, 2, steps=2, generator=seeded(5 + first), show_progress=False)
+        sample(
+            network,
+            size,
+            4,
+            2,
+            steps=2,
+            generator=seeded(5 + first),
+            show_progress=False,
+            **SAMPLER,
+        )
         for first, size in ((0, 4), (4, 4), (8, 2))
     ]
     assert torch.equal(x, torch.cat(parts))
@@ -94,7 +104,7 @@ def test_sequences_of_other_weights_are_made_anew(run, network):
 def test_a_repair_follows_on_the_same_noise(run, network):
     x = run.generate("x", network, 4, 5, repair={"t": 0.3, "rounds": 2, "steps": 2}, steps=2)
     generator = seeded(5)
-    plain = sample(network, 4, 4, 2, steps=2, generator=generator, show_progress=False)
+    plain = sample(network, 4, 4, 2, steps=2, generator=generator, show_progress=False, **SAMPLER)
     assert torch.equal(x, restart(network, plain, 0.3, 2, 2, generator=generator))
 
 

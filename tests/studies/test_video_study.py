@@ -17,6 +17,7 @@ from gptheory.probing import record
 from gptheory.probing.nulls import shuffled_frames
 from gptheory.studies import load_result
 from gptheory.studies import video as study
+from gptheory.studies.results import SAMPLER
 from gptheory.studies.run import Run
 from gptheory.studies.video import Film, VideoStudy
 from gptheory.training import TrainConfig
@@ -152,7 +153,9 @@ def test_videos_are_generated_by_the_sde_and_restarted(result, folder):
     network, _ = study.stored_ball(result)
     studio = study.filmed(TINY.ball, TINY, Run("tiny", CPU, folder, False))
     generator = seeded(2 * 10**6)
-    z = sample(network, 8, 6, 4, "sde", steps=2, generator=generator, show_progress=False)
+    z = sample(
+        network, 8, 6, 4, "sde", steps=2, generator=generator, show_progress=False, **SAMPLER
+    )
     z = restart(network, z, study.RESTART_STEP, TINY.restarts, 6, generator=generator)
     assert torch.equal(studio.videos["DiT"], z)
 

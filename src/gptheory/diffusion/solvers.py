@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -135,7 +134,6 @@ def mode_variances(
     return initial * squares[0] + squares[1:].sum(dim=0)
 
 
-@lru_cache(maxsize=512)
 def adams_weights(
     steps: tuple[float, ...], rate: float = 1.0, known_ahead: bool = False
 ) -> tuple[float, ...]:
@@ -209,7 +207,7 @@ def _adams(
     for k, (t, s) in enumerate(pairwise(grid)):
         values.appendleft(denoise(score, v, t))
         if 0 < k < order:
-            v = _advanced(v, alpha(t), _correction(tuple(steps), rate), values)
+            v = _advanced(v.clone(), alpha(t), _correction(tuple(steps), rate), values)
         steps.appendleft(half_log_snr(s) - half_log_snr(t))
         kept = _kept(t, s, steps[0], rate) * v
         v = _advanced(kept, alpha(s), adams_weights(tuple(steps), rate), values)
@@ -220,8 +218,9 @@ def _adams(
 def _advanced(
     v: Tensor, signal: float, weights: tuple[float, ...], values: Iterable[Tensor]
 ) -> Tensor:
+    """The state, changed in place: large sequences cost as much in memory as in arithmetic."""
     for weight, clean in zip(weights, values, strict=True):
-        v = torch.add(v, clean, alpha=signal * weight)
+        v.add_(clean, alpha=signal * weight)
     return v
 
 
