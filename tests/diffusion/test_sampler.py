@@ -449,6 +449,16 @@ def test_default_never_warns_however_few_the_steps():
             sample(zero, 1, 2, 1, method, steps=steps, t_min=1e-6)
 
 
+def test_a_restart_begins_with_the_law_at_its_step_and_not_with_white_noise():
+    """From white noise sixteen steps from t = 0.1 would give faint modes ten times too much."""
+    grid, faint = step_grid(16, 0.005, 0.1), torch.tensor([1e-6])
+    true = [alpha(t) ** 2 * faint + sigma(t) ** 2 for t in (grid[0], grid[-1])]
+    assert mode_variances(faint, grid) > 10 * true[1]
+    made = mode_variances(faint, grid, initial=true[0])
+    assert made.item() == pytest.approx(true[1].item(), rel=1e-2)
+    restart(lambda v, t: -v / sigma(t) ** 2, torch.zeros(1, 2, 1), 0.1, steps=16)  # no warning
+
+
 def test_a_law_without_faint_modes_is_spared_a_warning_about_them():
     settings_ = {"solver": "heun", "spacing": "quadratic", "steps": 20, "t_min": 5e-4}
     white = GaussianProcess(torch.eye(3), torch.eye(1))

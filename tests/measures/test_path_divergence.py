@@ -176,3 +176,12 @@ def test_lag_correlations_average_along_diagonals():
 def test_debiased_errors_add_up_in_squares():
     assert_identity(debiased_error(0.5, 0.3), 0.4)
     assert debiased_error(0.2, 0.3) == 0
+
+
+def test_both_scores_stop_where_the_one_under_test_does():
+    law = process(4, 2)
+
+    class Early(ExactScore):
+        t_range = (0.05, 8.0)
+
+    assert coupled_ode_error(Early(law), law, n=3, steps=4) == 0

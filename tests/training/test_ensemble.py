@@ -270,3 +270,11 @@ def test_ensembles_train_where_their_models_are(device):
     for trained in fit_ensemble(group, CONFIG):
         assert weights(trained).device.type == device
         assert torch.isfinite(weights(trained)).all()
+
+
+def test_samplers_are_told_where_a_network_was_trained():
+    config = TrainConfig(steps=2, batch_size=2, t_min=0.02, t_max=6.0, evaluate_n=2)
+    alone = fit(small_dit(0), LAW, config).model
+    (together,) = fit_ensemble([Member(small_dit(0), LAW, 0)], config)
+    assert alone.t_range == together.t_range == (0.02, 6.0)
+    assert "t_range" not in alone.state_dict()
