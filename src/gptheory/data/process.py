@@ -161,7 +161,7 @@ class GaussianProcess:
 
     @property
     def smallest_variance(self) -> float:
-        """λ_min of Γ ⊗ Σ: the variance of the faintest mode."""
+        """λ_min of Γ ⊗ Σ, the variance of the faintest mode."""
         return (self.temporal_spectrum[0][0] * self.spatial_spectrum[0][0]).item()
 
     @full_precision()

@@ -37,7 +37,7 @@ class SamplingError:
 
     @property
     def covariance(self) -> float:
-        """Relative Frobenius error of the covariance: both laws share their eigenvectors."""
+        """Relative Frobenius error of the covariance; both laws share their eigenvectors."""
         return relative_error(self.sampled, self.true)
 
     @property
@@ -54,7 +54,7 @@ class SamplingError:
 
     @property
     def tv(self) -> float:
-        """Total variation; accuracy: that of :func:`.relative_tv`."""
+        """Total variation, as accurate as :func:`.relative_tv` is."""
         return relative_tv(*self._relative())
 
     def _relative(self) -> tuple[np.ndarray, np.ndarray]:
