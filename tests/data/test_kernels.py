@@ -240,8 +240,12 @@ def test_nugget_leaves_the_condition_number_asked_for(exponent, condition):
 
 
 def test_no_nugget_where_the_condition_number_is_that_of_the_matrix():
-    matrix = torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
-    assert torch.equal(conditioned(matrix, 4.0), matrix)
+    matrix = PowerExponential(3.0)(torch.arange(6)[:, None] - torch.arange(6)).double()
+    for condition in (
+        torch.linalg.cond(matrix).item(),
+        (1 + 1e-13) * torch.linalg.cond(matrix).item(),
+    ):
+        assert_identity(conditioned(matrix, condition), matrix)
 
 
 @pytest.mark.parametrize("condition", [1.0, 0.0, -2.0, math.nan, math.inf, 4.1])
