@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptheory.attention import exponential, gradient, polynomial, softmax
+from gptheory.attention import exponential, gradient, locality, polynomial, softmax
 from gptheory.measures import cost
 from gptheory.networks import polynomial as polynomial_networks
 from gptheory.probing import recording
@@ -28,6 +28,9 @@ def polynomials(device: torch.device, dtype: torch.dtype) -> Found:
         "degree": exponential.degree_for(1e-3, RADIUS),
         "rank": exponential.rank_exponent(1.0, 10.0),
         "taylor": exponential.exp_polynomial(5, RADIUS, "taylor")(s),
+        "share": locality.largest_share(RADIUS, 9, 2),
+        "radius": locality.radius_for_share(0.5, 9, 2),
+        "gain": locality.cancelling_gain(RADIUS, 9, 2),
     }  # fmt: skip
 
 

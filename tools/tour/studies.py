@@ -37,6 +37,7 @@ from gptheory.studies import (
     latent,
     reproduce,
     results,
+    samplers,
     statistics,
     stored_network,
     variation,
@@ -341,3 +342,11 @@ def laws_of_the_experiments(device: torch.device, dtype: torch.dtype) -> Found:
     found["shuffled"] = fig5.training_data("shuffled", process)[:4]
     assert law(device).mean.device.type == device.type
     return found
+
+
+@stop("network", compare=False)
+def samplers_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """A stored network sampled in two ways."""
+    given = {"now": {**samplers.NEW, "steps": 2}}
+    settings = samplers.Samplers("fig1-paper", ("UNet1d",), samplers.PAPER_DATA, given, 2)
+    return size(run(samplers.samplers, settings, device))

@@ -22,6 +22,7 @@ from .growth import GROWTH, attention_growth
 from .latent import LATENT
 from .results import Result, load_result, move_result, stored_results
 from .run import Run
+from .samplers import SAMPLERS, samplers
 from .swap import SWAP, swap
 from .sweeps import sweep_study
 from .variation import VARIATION
@@ -46,6 +47,10 @@ class Experiment:
 
 EXPERIMENTS = {
     "fig1": Experiment("DiT and UNet beside the truth (chapter 5, Figure 1)", figure1, FIGURE1),
+    "samplers": Experiment(
+        "the networks of Figure 1 sampled in several ways, mode by mode (chapter 5)",
+        samplers, SAMPLERS,
+    ),
     "comparison": Experiment(
         "networks, laws of t and kinds of attention on one budget (chapter 5)",
         comparison, COMPARISON,
