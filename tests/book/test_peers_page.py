@@ -117,6 +117,8 @@ def test_laws_are_those_that_the_page_names():
 @pytest.mark.parametrize("row", [r for r in RUNS if "error" not in r], ids=lambda r: r["sampler"])
 def test_runs_have_a_ratio_for_every_mode(row):
     for law, values in RESULT.stored["laws"].items():
+        if law == "sizes" and row["asked"] not in (0, 20, 100):  # only what is drawn
+            continue
         assert len(row[law]) == len(values)
         assert all(value is None or value >= 0 for value in row[law])
 
@@ -160,12 +162,16 @@ def test_claims_of_the_sentences_hold():
         "solver_order": 3, "use_lu_lambdas": True
     }  # fmt: skip
     assert run("DPM-Solver++ 2M", "best", 20)["options"] == {"use_lu_lambdas": True}
-    for name in ("UniPC", "DEIS"):
-        assert run(name, "best", 20)["options"]["use_exponential_sigmas"]
     for name in ("DDPM", "DDIM", "Euler"):
         assert worst(run(name, "best", 50)) > 0.05
-    for name in ("DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC", "DEIS", "EDM DPM-Solver++"):
-        assert worst(run(name, "best", 20)) > worst(run("gptheory", "exact score", 20))
+    for name in ("UniPC", "DEIS"):
+        assert run(name, "best", 20)["options"]["use_exponential_sigmas"]
+        assert run(name, "best", 20)["options"]["solver_order"] == 3
+        assert worst(run(name, "best", 20)) < 0.01
+    ours = run("gptheory", "exact score", 10)
+    assert all(worst(run(n, "best", 10)) < worst(ours) for n in ("DEIS", "DPM-Solver++ 2M"))
+    for row in RESULT.adaptive("t")[1:] + RESULT.adaptive("log-snr")[1:]:
+        assert worst(row) < 0.0101
     for name, steps in (("DDPM", 1000), ("DDIM", 50)):
         assert run(name, "as it comes", steps)["white"][0] < 0.55
     assert run("PNDM", "as it comes", 20)["calls"] == 29
