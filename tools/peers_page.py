@@ -82,7 +82,7 @@ def percent(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     digits = 1 if value < 0.0995 else 0
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}\u00a0%"  # a number and its unit stay on a line
 
 
 def options(given: Row) -> str:
@@ -94,9 +94,10 @@ def facts(result: Result) -> dict[str, str]:
     """Every number that the sentences use, by name."""
     made, laws, run = result.stored["provenance"], result.stored["laws"], result.run
     found = {name: str(made[name]) for name in ("diffusers", "torchdiffeq", "torch", "date",
-             "commit", "python", "machine", "seed", "samples")}  # fmt: skip
+             "commit", "python", "machine", "seed")}  # fmt: skip
     for law in LAWS:
         found |= {f"{law}-low": f"{laws[law][0]:.2g}", f"{law}-high": f"{laws[law][-1]:.3g}"}
+    found["samples"] = f"{made['samples']:,}"
     found["floor"] = percent(math.sqrt(2 / made["samples"]))
     last = int(run("DPM-Solver++ 2M", PLAIN, 20)["last"])
     found |= {"last-noise": f"{result.stored['noise'][last]:.2g}",
@@ -175,12 +176,12 @@ def listed(words: list[str]) -> str:
 
 def table(caption: str, name: str, titles: list[str], rows: list[list[str]], widths: str) -> str:
     """A MyST list table."""
-    head = [f"```{{list-table}} {caption}", f":name: {name}", ":header-rows: 1",
+    head = [f":::{{list-table}} {caption}", f":name: {name}", ":header-rows: 1",
             f":widths: {widths}", ""]  # fmt: skip
     lines = []
     for cells in [titles, *rows]:
         lines += [f"{'* -' if not k else '  -'} {cell}" for k, cell in enumerate(cells)]
-    return "\n".join([*head, *lines, "```"])
+    return "\n".join([*head, *lines, ":::"])
 
 
 def as_they_come(result: Result) -> str:

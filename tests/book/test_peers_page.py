@@ -83,7 +83,7 @@ def test_picture_is_well_formed_and_says_what_it_shows():
 def test_numbers_are_written_as_a_reader_needs_them():
     assert [peers_page.ratio(x) for x in (None, 0.0309, 1.0, 31.4)] == ["NaN", "0.03", "1.00", "31"]
     assert [peers_page.percent(x) for x in (math.nan, 0.0317, 0.968, 4.69)] == [
-        "NaN", "3.2 %", "97 %", "469 %"
+        "NaN", "3.2\u00a0%", "97\u00a0%", "469\u00a0%"
     ]  # fmt: skip
     assert peers_page.options({"a": True, "b": "c"}) == "`a=True`, `b='c'`"
     assert peers_page.options({}) == "none"
