@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT, PAGE = ROOT / "book/samplers-elsewhere.json", ROOT / "book/samplers-elsewhere.md"
-PICTURE, TEMPLATE = ROOT / "book/_static/samplers-elsewhere.svg", ROOT / "tools/peers/page.md"
+PICTURE, TEMPLATE = ROOT / "book/_static/samplers-elsewhere.html", ROOT / "tools/peers/page.md"
 LAWS = ("white", "exponential", "smooth")
 PLAIN, FREE, BEST = "as it comes", "without clip", "best"
 HOLE = re.compile(r"<<([a-z0-9-]+)>>")
@@ -176,7 +176,7 @@ def listed(words: list[str]) -> str:
 
 def table(caption: str, name: str, titles: list[str], rows: list[list[str]], widths: str) -> str:
     """A MyST list table."""
-    head = [f":::{{list-table}} {caption}", f":name: {name}", ":header-rows: 1",
+    head = [f":::{{list-table}} {caption}", f":name: {name}", ":header-rows: 1", ":class: peers",
             f":widths: {widths}", ""]  # fmt: skip
     lines = []
     for cells in [titles, *rows]:
@@ -194,7 +194,7 @@ def as_they_come(result: Result) -> str:
             [
                 name,
                 f"{few['calls']}",
-                f"{few['first']:.4g} → {few['last']:.3g}".replace("-", "−"),
+                f"{few['first']:.3g} → {few['last']:.3g}".replace("-", "−"),
                 *cells,
             ]
         )
@@ -214,19 +214,18 @@ def at_their_best(result: Result) -> str:
         found = [result.run(name, BEST, calls) for calls in AT]
         given = {k: v for k, v in found[0]["options"].items() if k not in SCHEDULE}
         plain = percent(worst(result.run(name, PLAIN, 20)))
-        rows.append([name, options(given), plain, *(percent(worst(row)) for row in found)])
+        rows.append([name, plain, *(percent(worst(row)) for row in found), options(given)])
     for setting in ("exact score", "whole timesteps"):
         found = [result.run("gptheory", setting, calls) for calls in AT]
-        rows.append(
-            [f"**this package**, {setting}", "none", "", *(percent(worst(row)) for row in found)]
-        )
-    titles = ["Scheduler", "Options", "As it comes, 20", *(f"{calls} calls" for calls in AT)]
+        made = [percent(worst(row)) for row in found]
+        rows.append([f"**this package**, {setting}", "", *made, "none"])
+    titles = ["Scheduler", "As it comes, 20", *(f"{calls} calls" for calls in AT), "Options"]
     caption = (
         "The largest deviation of a variance among all modes of the three laws: as it comes with 20"
         " steps, and with the options that were best at 20 calls, at 10, 20 and 50 calls (one fewer"
         " where a step asks twice)."
     )
-    return table(caption, "tab-at-their-best", titles, rows, "20 38 12 10 10 10")
+    return table(caption, "tab-at-their-best", titles, rows, "20 12 10 10 10 38")
 
 
 def adaptive(result: Result) -> str:
@@ -262,6 +261,7 @@ COLUMNS, WIDE, HIGH = 4, 180, 132  # panels in a row, and their size
 LEFT, TOP, RIGHT, BOTTOM = 34, 24, 8, 22  # of a panel's frame
 RANGE = (0.02, 5.0)  # of the ratios; what is beyond lies on the edge
 STYLE = """<style>
+.peers-scrolls { overflow-x: auto; }
 .peers { display: block; width: 100%; min-width: 640px; max-width: 740px; margin: 0 auto; }
 .peers text { fill: currentColor; font-size: 11px; }
 .peers .name { font-size: 12px; font-weight: bold; }
@@ -288,7 +288,7 @@ def curve(sizes: list[float], row: Row, style: str) -> str:
     values, axis = row[law], sizes[law]
     if None in values:
         return ""
-    points = (place(*pair) for pair in zip(axis, values, strict=True))
+    points = (place(*pair) for pair in zip(axis, values, strict=True) if pair[0] <= 10)
     return f'<path class="{style}" d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
 
@@ -348,9 +348,12 @@ def picture(result: Result) -> str:
     for x, style, text in ((40, "plain", "as it comes, 20 steps"), (240, "many",
             "as it comes, 100 steps"), (450, "best", "best options, 20 calls")):  # fmt: skip
         parts.append(f'<path class="{style}" d="M{x} {y - 4} h30"/>{label(x + 36, y, text)}')
-    head = f'<svg class="peers" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"'
+    scrolls = (
+        '<div class="peers-scrolls" tabindex="0" role="group" aria-label="Panels, one a sampler">'
+    )
+    head = f'{scrolls}<svg class="peers" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"'
     head += f' role="img" aria-label="{escape(about)}">'
-    return "\n".join([head, STYLE, *parts, "</svg>", ""])
+    return "\n".join([head, STYLE, *parts, "</svg></div>", ""])
 
 
 # ---- the files ----------------------------------------------------------------------------------

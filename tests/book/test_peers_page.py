@@ -66,8 +66,8 @@ def test_check_fails_on_a_stale_page(tmp_path, monkeypatch, capsys):
 
 
 def test_picture_is_well_formed_and_says_what_it_shows():
-    tree = ElementTree.fromstring(peers_page.picture(RESULT))
     space = "{http://www.w3.org/2000/svg}"
+    (tree,) = ElementTree.fromstring(peers_page.picture(RESULT)).iter(f"{space}svg")
     panels = tree.findall(f"{space}g")
     names = [panel.find(f"{space}text[@class='name']").text for panel in panels]
     assert names == [*RESULT.names, "this package"]
