@@ -94,6 +94,17 @@ class Impulses:
         return unit
 
 
+class Normal:
+    """In place of a scheduler's noise: draws from one generator, whatever the scheduler names."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, shape: tuple[int, ...], **_options: object) -> Tensor:
+        """The next draw."""
+        return torch.randn(shape, generator=self.generator, dtype=F64)
+
+
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -183,11 +194,10 @@ def drawn(make: Callable[[], Any], steps: int) -> Run:
         generator = torch.Generator().manual_seed(SEED)
         start = torch.randn(SAMPLES, law.seq_len, 1, generator=generator, dtype=F64)
 
-        def noise(shape: tuple[int, ...], generator=generator, **_options: object) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=F64)
-
         scheduler = make()
-        found = run(scheduler, noise_of(scheduler, ExactScore(law)), steps, start, noise)
+        found = run(
+            scheduler, noise_of(scheduler, ExactScore(law)), steps, start, Normal(generator)
+        )
         vectors = law.temporal_spectrum[1]
         parts.append((vectors.T @ found.variances).squeeze(2).square().mean(dim=0))
     parts.append(torch.full_like(SIZES, torch.nan))
