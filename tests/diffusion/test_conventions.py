@@ -135,6 +135,7 @@ def test_zero_terminal_snr_is_pure_noise_at_a_finite_step():
     assert_identity(schedule.t_range[1], -math.log(kept[-2] / 4))
     usual = [0.9, 0.5, 0.0]
     assert_identity(TrainingSchedule(usual).t_range[1], 24 * math.log(2))
+    assert kept[-1] == 0  # still: the schedule has a copy
     x = LAW.sample(3, seeded(0), F64)
     for prediction in PREDICTIONS:
         made = to_epsilon(EXACT, kept, prediction)(x, T - 1)
@@ -267,6 +268,8 @@ def test_outside_of_the_schedule_nothing_was_trained():
             score(v, t)
     for t in (low, high, torch.tensor([low, high])):  # in single precision, too
         assert torch.isfinite(score(v, t)).all()
+    ends = [score.schedule.timestep(t) for t in (low * (1 - 5e-7), high * (1 + 5e-7))]
+    assert ends == [0, T - 1]  # never beyond, which an embedding table would not have
     model = to_epsilon(EXACT, scaled())
     for k in (-1, T, math.nan, math.inf, torch.tensor([0, T])):
         with pytest.raises(ValueError, match=r"timestep must lie in \[0, 999\]"):
@@ -275,6 +278,8 @@ def test_outside_of_the_schedule_nothing_was_trained():
         model(v, torch.tensor([0j]))
     with pytest.raises(ValueError, match="x must have shape"):
         model(v[0], 3)
+    with pytest.raises(ValueError, match="the score must return a tensor of shape"):
+        to_epsilon(lambda v, t: v[:, 1:], scaled())(v, 3)
 
 
 # ---- sampling -----------------------------------------------------------------------------------
