@@ -170,6 +170,10 @@ def test_claims_of_the_sentences_hold():
         assert worst(run(name, "best", 20)) < 0.01
     ours = run("gptheory", "exact score", 10)
     assert all(worst(run(n, "best", 10)) < worst(ours) for n in ("DEIS", "DPM-Solver++ 2M"))
+    smooth = torch.tensor(RESULT.stored["laws"]["smooth"], dtype=F64)
+    grid = step_grid(9, stop_for(smooth[0]))
+    second = mode_variances(smooth, grid, solver="dpmpp-2m", final_denoise=True) / smooth
+    assert (second - 1).abs().max() < worst(ours) / 2  # what to take with ten calls
     for row in RESULT.adaptive("t")[1:] + RESULT.adaptive("log-snr")[1:]:
         assert worst(row) < 0.0101
     for name, steps in (("DDPM", 1000), ("DDIM", 50)):

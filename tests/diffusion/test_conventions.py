@@ -282,6 +282,29 @@ def test_outside_of_the_schedule_nothing_was_trained():
         to_epsilon(lambda v, t: v[:, 1:], scaled())(v, 3)
 
 
+@pytest.mark.parametrize("noise", [0.03, 0.4, 0.9])
+def test_denoisers_and_velocities_are_other_units(noise):
+    """The table of the page on other libraries' samplers, with data x and noise z drawn."""
+    x, z = LAW.sample(4, seeded(4), F64), torch.randn(4, 6, 2, generator=seeded(5), dtype=F64)
+    units = {
+        "EDM": (math.log1p(noise**2), x + noise * z, 1.0),
+        "flow": (math.log1p((noise / (1 - noise)) ** 2), (1 - noise) * x + noise * z, 1 - noise),
+    }
+    for t, y, kept in units.values():
+        v = alpha(t) * y / kept
+        assert_identity(v, alpha(t) * x + sigma(t) * z)
+        clean = denoise(EXACT, v, t)
+        if kept != 1:  # the mean of z - x is a velocity, and gives the guess of the data back
+            velocity = mean_noise(v, t) - clean
+            assert_identity(y - noise * velocity, clean, 10)
+        assert_identity((alpha(t) * clean - v) / sigma(t) ** 2, EXACT(v, t), 1e2)
+
+
+def mean_noise(v: Tensor, t: float) -> Tensor:
+    """The mean of the noise in v."""
+    return -sigma(t) * EXACT(v, t)
+
+
 # ---- sampling -----------------------------------------------------------------------------------
 
 VALUES = torch.logspace(-3, 1, 41, dtype=F64)
