@@ -268,6 +268,8 @@ def test_outside_of_the_schedule_nothing_was_trained():
             score(v, t)
     for t in (low, high, torch.tensor([low, high])):  # in single precision, too
         assert torch.isfinite(score(v, t)).all()
+    for end in score.t_range:  # as the message prints them
+        assert torch.isfinite(score(v, float(f"{end:.6g}"))).all()
     ends = [score.schedule.timestep(t) for t in (low * (1 - 5e-7), high * (1 + 5e-7))]
     assert ends == [0, T - 1]  # never beyond, which an embedding table would not have
     model = to_epsilon(EXACT, scaled())
