@@ -88,6 +88,7 @@ lint: $(INSTALLED) ## style, formatting, notebooks in normal form, generated pag
 	$(PY) tools/status.py --check
 	$(PY) tools/chapter_map.py --check
 	$(PY) tools/cover.py --check
+	$(PY) tools/peers_page.py --check
 
 unit: $(INSTALLED) ## the tests of the package, the tools and the book's hygiene
 	$(PY) -m pytest tests -n 2

@@ -67,7 +67,7 @@ NUMBERS = """
     Kernel.__call__ lag; embedding_distance lag; toeplitz values; alpha t; sigma t; half_log_snr t;
     step_at half_log_snr; floating_step t; step_tensor t; Clock.forward t; StepFeatures.forward t;
     Lift.forward t; matching_error t; levels t; as_real values;
-    as_floating values
+    as_floating values; TrainingSchedule.step timestep
 """
 # steps that are looked at, where they lie on the CPU
 STEPS = """
@@ -75,7 +75,7 @@ STEPS = """
     UnrolledScore.condition_number t; require_step t; LearnedSteps.coefficients t;
     LatentScore.forward t; FullScore.forward t; UnrolledScore.filtered t; ExactScore.__call__ t;
     UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
-    LearnedCovariance.forward t
+    LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t
 """
 # covariances, means, what is compared: integers convert exactly
 MATRICES = """
@@ -87,7 +87,9 @@ MATRICES = """
     gaussian_tv cov_q; gaussian_tv mean_p; gaussian_tv_bounds cov_p;
     gaussian_tv_bounds cov_q; gaussian_tv_bounds mean_p; relative_error estimate;
     relative_error truth; temporal_covariance mean; mode_variances values;
-    mode_variances initial; uniform_correlation gamma;
+    mode_variances initial; uniform_correlation gamma; from_epsilon alphas_cumprod;
+    to_epsilon alphas_cumprod; PredictedScore.__init__ alphas_cumprod;
+    TrainingSchedule.__init__ alphas_cumprod;
     encoder_error covariance
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
@@ -100,9 +102,9 @@ SEQUENCES = """
     SubspaceData.encode v;
     SubspaceData.decode h; SubspaceData.split v; LatentScore.forward v; FullScore.forward v;
     perturb x; normal_like x; levels v; matching_loss x; trajectory v; restart x; record v;
-    Edited.__call__ v; denoiser_jacobian v; shuffled_frames x; LatentMap.decode latents;
-    LatentMap.pixel_covariance covariance; Digits.recentred frames; Digits.recentred centres;
-    ExpPolynomial.__call__ s; require_sequences x; require_floating x
+    PredictedScore.forward v; Edited.__call__ v; denoiser_jacobian v; shuffled_frames x;
+    LatentMap.decode latents; LatentMap.pixel_covariance covariance; Digits.recentred frames;
+    Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """

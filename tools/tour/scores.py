@@ -23,7 +23,7 @@ from gptheory.construction.layers import Attention, Block, FeedForward
 from gptheory.construction.network import ScoreTransformer, StepFeatures
 from gptheory.construction.subspaces import Subspaces
 from gptheory.data import GaussianProcess, covariance
-from gptheory.diffusion import ExactScore, denoiser, grids, solvers, unrolled
+from gptheory.diffusion import ExactScore, conventions, denoiser, grids, solvers, unrolled
 from gptheory.diffusion import sampler as generation
 from gptheory.figures import networks
 from gptheory.measures import likelihood, sampling
@@ -64,6 +64,22 @@ def unrolled_score(device: torch.device, dtype: torch.dtype) -> Found:
         found[f"{method}, bound"] = own.convergence_bound(0.2)
     there = unrolled.UnrolledScore(law(), 3, bandwidth=4, taper="bohman")
     return {**found, "limit": there.limit(v, steps(3)), "law of the CPU": there(v, 0.1)}
+
+
+@stop("exact")
+def predictions_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
+    """What a network on a discrete schedule would say of a law on the device, and back."""
+    v, found = sequences(1, 3, device, dtype), {}
+    kept = torch.exp(-torch.linspace(0.01, 4.0, 30, dtype=torch.float64)).to(device)
+    for kind in conventions.PREDICTIONS:
+        model = conventions.to_epsilon(ExactScore(law(device)), kept, kind)
+        own = conventions.from_epsilon(model, kept, kind)
+        found |= {kind: model(v, 7), f"{kind}, timesteps": model(v, torch.arange(3, device=device))}
+        found |= {f"{kind}, number": own(v, 0.1), f"{kind}, steps": own(v, steps(3, device))}
+    whole = conventions.PredictedScore(model, kept, kind, rounded=True)
+    schedule = conventions.TrainingSchedule(kept)
+    found |= {"rounded": whole(v, steps(3)), "at": schedule.step(2.5), "of": schedule.timestep(0.1)}
+    return {**found, "timesteps": schedule.timestep(steps(3, device))}
 
 
 @stop("exact")

@@ -1,5 +1,6 @@
 """The forward process, exact scores, denoisers, unrolled scores, sampling."""
 
+from .conventions import PREDICTIONS, TrainingSchedule, from_epsilon, to_epsilon
 from .denoiser import denoise, denoiser_jacobian, denoising_operator, exact_jacobian
 from .exact import ExactScore, WienerScore
 from .grids import SPACINGS, step_grid, stop_for

@@ -1,0 +1,1 @@
+"""Other libraries driven by the exact prediction: the measurement, outside CI."""
