@@ -41,7 +41,9 @@ from .noise import circulant_amplitude, circulant_noise, dense_noise
 from .stationary import ToeplitzSolver
 
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
-SOLVER_FROM = 1024  # frames from which conjugate gradients beat eigenvectors (measured, one thread)
+# frames from which conjugate gradients solve: eigenvectors take 2 s there, once, as long as 50 to 200
+# scores of 8 sequences; a score then costs the two about the same (measured, one thread)
+SOLVER_FROM = 2048
 DENSE_LIMIT = 8192  # rows of the largest dense covariance
 SCORE_METHODS = ("auto", "eigenvectors", "conjugate-gradients")
 
@@ -62,7 +64,7 @@ class GaussianProcess:
         method: how the score and the density are computed: ``"eigenvectors"`` of Γ, O(N³) once
             and O(N²) a sequence; ``"conjugate-gradients"`` for a kernel or a Toeplitz Γ,
             O(N log N) and never a matrix (:class:`.ToeplitzSolver`). ``"auto"`` takes the second
-            for kernels from 1024 frames on, if they have the circulant embedding that
+            for kernels from 2048 frames on, if they have the circulant embedding that
             :meth:`sample` needs too, which proves that Γ is positive semidefinite; a kernel that
             has none is factorised up to 8192 frames, and refused beyond.
 

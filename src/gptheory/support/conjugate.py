@@ -70,9 +70,7 @@ class Solution:
 
 
 @torch.no_grad()
-def conjugate_gradients(
-    system: System, rhs: Tensor, tolerance: float, max_steps: int
-) -> Solution:
+def conjugate_gradients(system: System, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
     r"""Solve A x = b, row by row, to :math:`\|b - Ax\| \le \text{tolerance}\,\|b\|`.
 
     The residual is computed anew from x at the end. Where the recursion has drifted from it, the
