@@ -286,7 +286,7 @@ def test_log_det_takes_levels_of_any_shape_and_has_a_derivative():
 OWN = ToeplitzSolver([1.0, 0.5, 0.2])
 INDEFINITE = ToeplitzSolver([1.0, 0.9, -0.9])
 BAD_INPUT = {
-    "matrix": (lambda: ToeplitzSolver(torch.eye(3)), r"column must have shape \(N,\), got \(3, 3\)"),
+    "matrix": (lambda: ToeplitzSolver(torch.eye(3)), r"must have shape \(N,\), got \(3, 3\)"),
     "empty": (lambda: ToeplitzSolver([]), r"column must have shape \(N,\), got \(0,\)"),
     "nan": (lambda: ToeplitzSolver([1.0, math.nan]), "column must be finite, got 1 NaN"),
     "complex": (lambda: ToeplitzSolver(torch.ones(3) + 0j), "column must be real"),
@@ -294,7 +294,7 @@ BAD_INPUT = {
         lambda: ToeplitzSolver([1.0], "jacobi"),
         "preconditioner must be one of embedding, chan, strang, none, got 'jacobi'",
     ),
-    "tolerance": (lambda: ToeplitzSolver([1.0], tolerance=0.0), "tolerance must be a finite number"),
+    "tolerance": (lambda: ToeplitzSolver([1.0], tolerance=0.0), "must be a finite number > 0"),
     "steps": (lambda: ToeplitzSolver([1.0], max_steps=0), "max_steps must be an integer >= 1"),
     "shape": (lambda: OWN.solve(torch.ones(3, 4)), r"rhs must have shape \(..., 3\), got \(3, 4\)"),
     "no axis": (lambda: OWN.solve(torch.tensor(1.0)), r"rhs must have shape \(..., 3\), got \(\)"),

@@ -41,8 +41,8 @@ from .noise import circulant_amplitude, circulant_noise, dense_noise
 from .stationary import ToeplitzSolver
 
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
-# frames from which conjugate gradients solve: eigenvectors take 2 s there, once, as long as 50 to 200
-# scores of 8 sequences; a score then costs the two about the same (measured, one thread)
+# frames from which conjugate gradients solve: eigenvectors take 2 s there, once, as long as 50 to
+# 200 scores of 8 sequences; a score then costs the two about the same (measured, one thread)
 SOLVER_FROM = 2048
 DENSE_LIMIT = 8192  # rows of the largest dense covariance
 SCORE_METHODS = ("auto", "eigenvectors", "conjugate-gradients")
@@ -391,7 +391,8 @@ class GaussianProcess:
         if self._kernel is None:
             asked = self._asked == "conjugate-gradients"
             return ToeplitzSolver(self.temporal[0]) if asked else None
-        if self._asked == "eigenvectors" or self._asked == "auto" and self.seq_len < SOLVER_FROM:
+        short = self._asked == "auto" and self.seq_len < SOLVER_FROM
+        if short or self._asked == "eigenvectors":
             return None
         try:
             _ = self._amplitude  # the proof that Γ is positive semidefinite

@@ -161,7 +161,7 @@ class ToeplitzSolver:
     def solution(
         self, rhs: Tensor, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0
     ) -> Solution:
-        """The same with steps and residuals, as a :class:`.Solution` in float64, for b of (rows, N).
+        """The same with steps and residuals, in float64; its rows are those of b.
 
         Args, raises: see :meth:`solve`; it has no derivatives.
         """
@@ -183,19 +183,16 @@ class ToeplitzSolver:
         """
         given = [x for x in (scale, shift) if isinstance(x, Tensor)]
         home = given[0].device if given else self.column.device
-        levels = [torch.as_tensor(x, dtype=torch.float64, device=home) for x in (scale, shift)]
-        scale, shift = torch.broadcast_tensors(*levels)
+        scale, shift = torch.broadcast_tensors(*_levels(scale, shift, home))
         flat = _LogDeterminant.apply(scale.reshape(-1), shift.reshape(-1), self.column.to(home))
         return flat.view(scale.shape)
 
     def _rows(self, rhs: Tensor, scale: float | Tensor, shift: float | Tensor) -> list[Tensor]:
         """Right-hand sides (rows, N), q and w (rows,), in float64 on one device."""
         self._require_rows("rhs", rhs)
-        levels = []
-        for level in (scale, shift):
-            if not isinstance(level, Tensor):
-                level = torch.full((), level, dtype=torch.float64, device=rhs.device)
-            levels.append(level.to(rhs.device, torch.float64).expand(rhs.shape[:-1]).reshape(-1))
+        levels = [
+            level.expand(rhs.shape[:-1]).reshape(-1) for level in _levels(scale, shift, rhs.device)
+        ]
         return [rhs.double().reshape(-1, len(self)), *levels]
 
     def _require_rows(self, name: str, x: Tensor) -> None:
@@ -349,6 +346,16 @@ def _durbin(columns: Tensor) -> tuple[Tensor, Tensor]:
             " identity, makes it one"
         )
     return errors, predictor
+
+
+def _levels(scale: float | Tensor, shift: float | Tensor, device: torch.device) -> list[Tensor]:
+    """Both in float64, made on the device: a number that is copied there would wait for it."""
+    return [
+        as_real(name, level).to(device, torch.float64)
+        if isinstance(level, Tensor)
+        else torch.full((), level, dtype=torch.float64, device=device)
+        for name, level in (("scale", scale), ("shift", shift))
+    ]
 
 
 def _circulant(column: Tensor, preconditioner: str) -> Tensor:

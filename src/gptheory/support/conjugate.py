@@ -155,8 +155,8 @@ class _Run:
         if broken.any():
             raise NotPSDError(
                 "conjugate gradients met a direction p with pᵀA p <= 0"
-                f" ({curvature[broken].min():.3g}): the matrix is not positive definite to rounding;"
-                " a larger diffusion step or a multiple of the identity makes it so"
+                f" ({curvature[broken].min():.3g}): the matrix is not positive definite; a larger"
+                " diffusion step or a multiple of the identity makes it so"
             )
 
     def complaint(self) -> str:
