@@ -30,8 +30,9 @@ F32, F64 = torch.float32, torch.float64
 PROCESS = process(5, 2)
 
 
-def of_kernel(seq_len: int, lengthscale: float = 2.0) -> GaussianProcess:
-    return GaussianProcess(PowerExponential(lengthscale), PROCESS.spatial, seq_len=seq_len)
+def of_kernel(seq_len: int, lengthscale: float = 2.0, method: str = "auto") -> GaussianProcess:
+    kernel = PowerExponential(lengthscale)
+    return GaussianProcess(kernel, PROCESS.spatial, seq_len=seq_len, method=method)
 
 
 def near_subspace(noise: float, seed: int = 1) -> SubspaceData:
@@ -44,6 +45,7 @@ def near_subspace(noise: float, seed: int = 1) -> SubspaceData:
 LAWS = {
     "matrices": (PROCESS, process(5, 2, seed=7)),
     "kernel": (of_kernel(5), of_kernel(5, 3.0)),
+    "solved": (of_kernel(5, method="conjugate-gradients"), of_kernel(5, 3.0)),
     "long": (of_kernel(CIRCULANT_FROM), of_kernel(CIRCULANT_FROM, 3.0)),
     "mixture": [random_mixture(3, 2, generator=seeded(k)) for k in (1, 2)],
     "subspace": (near_subspace(0.0), near_subspace(0.0, 3)),

@@ -41,6 +41,9 @@ LAW = process(6, 2)
 MIXTURE = random_mixture(2, 2, generator=seeded(1))
 BASIS = random_basis(12, 4, seeded(2))
 KERNEL = GaussianProcess(PowerExponential(2.0), LAW.spatial, seq_len=6)
+SOLVED = GaussianProcess(
+    PowerExponential(2.0, 1.5), LAW.spatial, LAW.mean, 6, "conjugate-gradients"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def exact(law: KnownLaw, shape: tuple[int, int] = (6, 2)) -> Case:
 CASES = {
     "exact, of matrices": exact(LAW),
     "exact, of a kernel": exact(KERNEL),
+    "exact, by conjugate gradients": exact(SOLVED),
     "exact, of a mixture": exact(MIXTURE, (2, 2)),
     "exact, on a subspace": exact(SubspaceData(BASIS, MIXTURE), (1, 12)),
     "exact, near a subspace": exact(SubspaceData(BASIS, MIXTURE, 0.3), (1, 12)),

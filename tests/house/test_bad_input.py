@@ -66,8 +66,9 @@ EXPECTED = {
 NUMBERS = """
     Kernel.__call__ lag; embedding_distance lag; toeplitz values; alpha t; sigma t; half_log_snr t;
     step_at half_log_snr; floating_step t; step_tensor t; Clock.forward t; StepFeatures.forward t;
-    Lift.forward t; matching_error t; levels t; as_real values;
-    as_floating values; TrainingSchedule.step timestep
+    Lift.forward t; matching_error t; levels t; as_real values; as_floating values;
+    TrainingSchedule.step timestep; ToeplitzSolver.solve shift; ToeplitzSolver.solution shift;
+    ToeplitzSolver.log_det shift; ToeplitzSolver.solve scale; ToeplitzSolver.log_det scale
 """
 # steps that are looked at, where they lie on the CPU
 STEPS = """
@@ -89,8 +90,8 @@ MATRICES = """
     relative_error truth; temporal_covariance mean; mode_variances values;
     mode_variances initial; uniform_correlation gamma; from_epsilon alphas_cumprod;
     to_epsilon alphas_cumprod; PredictedScore.__init__ alphas_cumprod;
-    TrainingSchedule.__init__ alphas_cumprod;
-    encoder_error covariance
+    TrainingSchedule.__init__ alphas_cumprod; encoder_error covariance;
+    ToeplitzSolver.__init__ column
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
 SEQUENCES = """
@@ -104,7 +105,8 @@ SEQUENCES = """
     perturb x; normal_like x; levels v; matching_loss x; trajectory v; restart x; record v;
     PredictedScore.forward v; Edited.__call__ v; denoiser_jacobian v; shuffled_frames x;
     LatentMap.decode latents; LatentMap.pixel_covariance covariance; Digits.recentred frames;
-    Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x
+    Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x;
+    ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """
@@ -153,6 +155,7 @@ INNER = {
     "networks.polynomial": "layers", "attention.layer": "layers", "construction": "layers, weights",
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
+    "support.conjugate": "systems that were checked",
     "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
     "require_score": "looks at shapes", "as_level": "a change of shape",
     "noised_score": "what ExactScore has checked", "noised_log_prob": "the same",

@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 
 from gptheory.attention import positions
-from gptheory.data import GaussianProcess, covariance, decaying_process, estimate, kernels
+from gptheory.data import (
+    GaussianProcess,
+    ToeplitzSolver,
+    covariance,
+    decaying_process,
+    estimate,
+    kernels,
+)
 from gptheory.data import law as laws_of
 from gptheory.diffusion import ExactScore, schedule, stopping
 from gptheory.diffusion import exact as diffusion_exact
 from gptheory.measures import covariances, gaussians
-from gptheory.support import draws, overlap, spectra, validation
+from gptheory.support import conjugate, draws, overlap, spectra, validation
 
 from .stop import D, Found, N, law, normal, seeded, sequences, steps, stop
 
@@ -59,6 +66,36 @@ def process_on_the_device(device: torch.device, dtype: torch.dtype) -> Found:
         "temporal": (vectors * values) @ vectors.T, "spatial": (axes * small) @ axes.T,
         "x": x, "log_prob": moved.log_prob(x.to(dtype)),
         "of the CPU": law().log_prob(sequences(5, 3, device, dtype)),
+    }  # fmt: skip
+
+
+@stop("exact")
+def toeplitz_systems(device: torch.device, dtype: torch.dtype) -> Found:
+    """Systems with a column of the CPU, right-hand sides and levels on the device."""
+    own = ToeplitzSolver(covariance.kernel_values(POWER, N))
+    b, shift = normal(1, 3, N, device=device, dtype=dtype), steps(3, device)
+    assert len(own) == N and own.solve(b, 1.0, shift).device.type == device.type
+    found = own.solution(b, 0.9, shift)
+    parts = conjugate.Solution.joined([found, found])
+    matrix = covariance.toeplitz(own.column).to(device)
+    dense = conjugate.System(lambda x: x @ matrix, torch.clone, lambda x, b: 1e-14 * (x + b))
+    return {
+        "solved": own.solve(b, 1.0, shift), "product": own.product(b), "values": found.values,
+        "joined": parts.values, "log det": own.log_det(0.9, shift),
+        "dense": conjugate.conjugate_gradients(dense, b.double(), 1e-12, 50).values,
+    }  # fmt: skip
+
+
+@stop("exact")
+def long_process_on_the_device(device: torch.device, dtype: torch.dtype) -> Found:
+    """The law of a kernel without eigenvectors: its score and its densities."""
+    mean, x = normal(3, N, D, device=device, dtype=torch.float64), sequences(5, 3, device, dtype)
+    own = GaussianProcess(POWER, law().spatial, mean.cpu(), N, "conjugate-gradients").to(device)
+    assert own.method == "conjugate-gradients"
+    return {
+        "score": ExactScore(own)(x, 0.1), "steps": ExactScore(own)(x, steps(3, device)),
+        "density": own.noised_log_prob(x, 0.8, 0.6), "clean": own.log_prob(x),
+        "faintest": own.smallest_variance,
     }  # fmt: skip
 
 

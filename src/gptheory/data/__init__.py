@@ -5,4 +5,5 @@ from .estimate import GaussianTwin, kronecker_mle, toeplitz_moments
 from .kernels import Matern, Periodic, PowerExponential, WhiteNoise
 from .mixture import GaussianMixture, random_mixture
 from .process import GaussianProcess, decaying_process
+from .stationary import ToeplitzSolver
 from .video import Ball, LatentMap, uniform_correlation, uniform_paths

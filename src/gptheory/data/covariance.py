@@ -35,10 +35,19 @@ def gram(
     Raises:
         ValueError: for a sequence length below 1 or a kernel that is not finite.
     """
+    return toeplitz(kernel_values(kernel, seq_len)).to(dtype)
+
+
+def kernel_values(kernel: Callable[[Tensor], Tensor], seq_len: int) -> Tensor:
+    r"""The correlations :math:`\gamma(0), …, \gamma(N-1)`, (N,) float64, on the CPU.
+
+    Raises:
+        ValueError: for a sequence length below 1 or a kernel that is not finite.
+    """
     require_count("seq_len", seq_len)
     values = kernel(torch.arange(seq_len, dtype=torch.float64, device="cpu"))
     require_finite("the kernel's values", values)
-    return toeplitz(values).to(dtype)
+    return values
 
 
 def lags(seq_len: int, device: torch.device | str = "cpu") -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..support.precision import full_precision
-from ..support.rounding import spectrum_rounding
+from ..support.rounding import spectrum_rounding, unit_roundoff
 from ..support.spectra import (
     covariance_spectrum,
     frames_first,
@@ -29,17 +29,23 @@ from ..support.validation import (
     as_real,
     require_count,
     require_finite,
+    require_one_of,
     require_sequences,
     require_symmetric,
 )
 from ..support.wrappers import lasting
-from .covariance import gram, toeplitz
+from .covariance import gram, kernel_values, toeplitz
 from .kernels import PowerExponential
 from .law import diagonal_log_density, moved
 from .noise import circulant_amplitude, circulant_noise, dense_noise
+from .stationary import ToeplitzSolver
 
 CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measured, one thread)
+# frames from which conjugate gradients solve: eigenvectors take 2 s there, once, as long as 50 to
+# 200 scores of 8 sequences; a score then costs the two about the same (measured, one thread)
+SOLVER_FROM = 2048
 DENSE_LIMIT = 8192  # rows of the largest dense covariance
+SCORE_METHODS = ("auto", "eigenvectors", "conjugate-gradients")
 
 
 class GaussianProcess:
@@ -55,6 +61,12 @@ class GaussianProcess:
         spatial: Σ, (d, d) positive semidefinite.
         mean: μ, one vector (d,) for every frame or one per frame (N, d); zero if absent.
         seq_len: N, needed for a kernel.
+        method: how the score and the density are computed: ``"eigenvectors"`` of Γ, O(N³) once
+            and O(N²) a sequence; ``"conjugate-gradients"`` for a kernel or a Toeplitz Γ,
+            O(N log N) and never a matrix (:class:`.ToeplitzSolver`). ``"auto"`` takes the second
+            for kernels from 2048 frames on, if they have the circulant embedding that
+            :meth:`sample` needs too, which proves that Γ is positive semidefinite; a kernel that
+            has none is factorised up to 8192 frames, and refused beyond.
 
     Attributes:
         temporal: the matrix (float64) or the kernel, as given.
@@ -69,7 +81,9 @@ class GaussianProcess:
         NotPSDError: if a factor has a negative eigenvalue that the rounding of its dtype does not
             explain (:func:`.clipped_eigh`); tinier ones count as 0. A kernel is not
             factorised before it is needed: :meth:`sample` or a score refuses it then.
-        ValueError: for factors that are not square, symmetric and finite, or shapes that disagree.
+        ValueError: for factors that are not square, symmetric and finite, shapes that disagree, an
+            unknown method, or one that the factors do not allow: conjugate gradients for a Γ that
+            is not Toeplitz, eigenvectors of a kernel on more than 8192 frames.
 
     Accuracy: factorised in float64; tensors of another dtype are cast, Γ and the mean go to the
     device of Σ.
@@ -82,7 +96,9 @@ class GaussianProcess:
         spatial: Tensor,
         mean: Tensor | None = None,
         seq_len: int | None = None,
+        method: str = "auto",
     ) -> None:
+        require_one_of("method", method, SCORE_METHODS)
         self._kernel = None if isinstance(temporal, Tensor) else temporal
         if self._kernel is None:
             self.temporal_dtype = temporal.dtype
@@ -106,6 +122,8 @@ class GaussianProcess:
                 self.temporal, self.temporal_spectrum, self.temporal_dtype
             )
         self._factors: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._require_method(method)
+        self._asked = method
 
     def __repr__(self) -> str:
         temporal = self._kernel or f"({self.seq_len}, {self.seq_len}) matrix"
@@ -128,8 +146,17 @@ class GaussianProcess:
         temporal = self.temporal if self._kernel is None else repr(self._kernel)
         return temporal, self.spatial, self.mean
 
+    @property
+    def method(self) -> str:
+        """How the score is computed: ``"eigenvectors"`` or ``"conjugate-gradients"``."""
+        return "eigenvectors" if self._solver is None else "conjugate-gradients"
+
     def gram(self) -> Tensor:
-        """Γ as an (N, N) float64 matrix."""
+        """Γ as an (N, N) float64 matrix.
+
+        Raises:
+            ValueError: of a kernel on more than 8192 frames; ``gram(kernel, seq_len)`` makes it.
+        """
         return self.temporal if self._kernel is None else self._kernel_gram
 
     def covariance(self) -> Tensor:
@@ -149,7 +176,11 @@ class GaussianProcess:
     @cached_property
     @lasting
     def temporal_spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64."""
+        """Eigenvalues (N,), ascending and clipped at 0, and eigenvectors (N, N) of Γ, float64.
+
+        Raises:
+            ValueError: of a kernel on more than 8192 frames.
+        """
         name = "given as a matrix" if self._kernel is None else f"of {self._kernel!r}"
         return covariance_spectrum(f"temporal covariance {name}", self.gram(), self.temporal_dtype)
 
@@ -161,8 +192,13 @@ class GaussianProcess:
 
     @property
     def smallest_variance(self) -> float:
-        """λ_min of Γ ⊗ Σ, the variance of the faintest mode."""
-        return (self.temporal_spectrum[0][0] * self.spatial_spectrum[0][0]).item()
+        """λ_min of Γ ⊗ Σ, the variance of the faintest mode.
+
+        Without eigenvectors a bound from below: Γ is the corner of the circulant that it was
+        embedded in, so its eigenvalues lie between those of the circulant (Cauchy). The two differ
+        by O(N⁻²) for a kernel whose embedding did not have to grow.
+        """
+        return (self._temporal_values[0] * self.spatial_spectrum[0][0]).item()
 
     @full_precision()
     def sample(
@@ -211,10 +247,17 @@ class GaussianProcess:
 
         With :math:`\Gamma = U\Lambda U^\top` and :math:`\Sigma = W M W^\top` the solve is a
         rotation, a division by :math:`a^2\lambda_i m_k + s^2`, and the rotation back, for any
-        mixture of levels in a batch, after one factorisation.
+        mixture of levels in a batch, after one factorisation. On long sequences each coordinate of
+        Σ's eigenvectors is a Toeplitz system for :class:`.ToeplitzSolver`, in float64.
 
-        Args and returns: see :meth:`.KnownLaw.noised_score`.
+        Args and returns: see :meth:`.KnownLaw.noised_score`; with conjugate gradients the score can
+        be differentiated to any order in v and in the levels.
+
+        Raises:
+            NotConvergedError: if conjugate gradients do not reach a relative residual of 1e-10.
         """
+        if self._solver is not None:
+            return self._solved_score(v, signal, noise)
         key = (v.dtype, v.device)
         if key not in self._factors:
             self._factors[key] = self._factors_as(*key)
@@ -226,8 +269,13 @@ class GaussianProcess:
     def noised_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
         r"""Log-density of :math:`N(a\mu, a^2\,\Gamma\otimes\Sigma + s^2 I)`, diagonal as the score.
 
+        On long sequences the determinants are exact too, by Durbin's recursion: O(N²) time for each
+        of the d coordinates and each pair of levels, 0.2 s at N = 8192 and 7 s at 65,536.
+
         Args and returns: see :meth:`.KnownLaw.noised_log_prob`.
         """
+        if self._solver is not None:
+            return self._solved_log_prob(v, signal, noise)
         (temporal, u), (spatial, w) = self.temporal_spectrum, self.spatial_spectrum
         signal, noise = (x.to(u) if isinstance(x, Tensor) else x for x in (signal, noise))
         rotated = u.T @ (v.to(u) - signal * self.mean) @ w
@@ -249,16 +297,52 @@ class GaussianProcess:
             ValueError: for a wrong shape or non-finite values.
             NotPSDError: if Γ or Σ is singular to the precision in which it was given, so that no
                 density exists.
+            NotConvergedError: as :meth:`noised_score`.
         """
         require_sequences("x", x, self.seq_len, self.dim)
         require_finite("x", x)
+        _require_regular("temporal", self._temporal_values, self.temporal_dtype)
+        _require_regular("spatial", self.spatial_spectrum[0], self.spatial_dtype)
+        if self._solver is not None:
+            return self._solved_log_prob(x, 1.0, 0.0)
         (temporal_values, u), (spatial_values, w) = self.temporal_spectrum, self.spatial_spectrum
-        _require_regular("temporal", temporal_values, self.temporal_dtype)
-        _require_regular("spatial", spatial_values, self.spatial_dtype)
         variances = torch.outer(temporal_values, spatial_values)  # (N, d)
         rotated = u.T @ (x.to(u) - self.mean) @ w
         log_det = variances.log().sum() + variances.numel() * math.log(2 * math.pi)
         return (-0.5 * ((rotated**2 / variances).sum(dim=(1, 2)) + log_det)).to(x)
+
+    def _solved_score(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        """The score by conjugate gradients."""
+        rows, w, scale, shift = self._systems(v, signal, noise)
+        solved = self._solver.solve(rows, scale, shift)
+        return -(solved.transpose(1, 2) @ w.T).to(v)
+
+    def _solved_log_prob(self, v: Tensor, signal: float | Tensor, noise: float | Tensor) -> Tensor:
+        rows, _w, scale, shift = self._systems(v, signal, noise)
+        squares = (rows * self._solver.solve(rows, scale, shift)).sum(dim=(1, 2))
+        log_det = self._solver.log_det(scale, shift).sum(dim=-1)
+        return (-0.5 * (squares + log_det + rows[0].numel() * math.log(2 * math.pi))).to(v)
+
+    @full_precision()
+    def _systems(
+        self, v: Tensor, signal: float | Tensor, noise: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        r"""One a sequence and coordinate of Σ's eigenvectors: v − a μ, W, a² m_k and s².
+
+        Shapes (batch, d, N), (d, d) and twice (batch or 1, d), float64, on the device of v.
+        """
+        key = (torch.float64, v.device)
+        if key not in self._factors:
+            self._factors[key] = self._solver_factors(v.device)
+        w, variances, mean = self._factors[key]
+        signal, noise = (_as_row(level, mean) for level in (signal, noise))
+        rows = (v.double() - signal[..., None] * mean) @ w
+        return rows.transpose(1, 2), w, signal**2 * variances, (noise**2).expand(-1, self.dim)
+
+    @lasting
+    def _solver_factors(self, device: torch.device) -> tuple[Tensor, ...]:
+        variances, w = self.spatial_spectrum
+        return tuple(factor.to(device) for factor in (w, variances, self.mean))
 
     @lasting
     def _factors_as(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -279,9 +363,59 @@ class GaussianProcess:
         require_finite("mean", mean)
         return mean.to(self.spatial).expand(expected).clone()
 
+    def _require_method(self, method: str) -> None:
+        """Raise unless the factors allow what was asked for."""
+        if method == "eigenvectors" and self._kernel is not None:
+            self._require_dense("method='auto' needs none")
+        if method == "conjugate-gradients" and self._kernel is None:
+            defect = (self.temporal - toeplitz(self.temporal[0])).abs().max().item()
+            largest = self.temporal.abs().max().item()
+            if defect > self.seq_len * unit_roundoff(self.temporal_dtype) * largest:
+                raise ValueError(
+                    "conjugate gradients need a stationary process: the entries of temporal must"
+                    f" depend on the lag alone, but differ by up to {defect:.3g} along a diagonal;"
+                    " use method='eigenvectors'"
+                )
+
+    def _require_dense(self, remedy: str) -> None:
+        if self._kernel is not None and self.seq_len > DENSE_LIMIT:
+            raise ValueError(
+                f"a matrix of {self.seq_len} frames ({self.seq_len**2 * 8 / 1e9:.3g} GB) is above"
+                f" the limit of {DENSE_LIMIT} for a kernel; {remedy}"
+            )
+
+    @cached_property
+    @lasting
+    def _solver(self) -> ToeplitzSolver | None:
+        """Conjugate gradients; None where eigenvectors solve."""
+        if self._kernel is None:
+            asked = self._asked == "conjugate-gradients"
+            return ToeplitzSolver(self.temporal[0]) if asked else None
+        short = self._asked == "auto" and self.seq_len < SOLVER_FROM
+        if short or self._asked == "eigenvectors":
+            return None
+        try:
+            _ = self._amplitude  # the proof that Γ is positive semidefinite
+        except NotPSDError:
+            if self._asked == "auto" and self.seq_len <= DENSE_LIMIT:
+                return None
+            raise
+        return ToeplitzSolver(kernel_values(self._kernel, self.seq_len))
+
+    @property
+    def _temporal_values(self) -> Tensor:
+        """Eigenvalues of Γ, ascending; without eigenvectors those of the circulant around it."""
+        if self._solver is None or self._kernel is None:
+            return self.temporal_spectrum[0]
+        return (len(self._amplitude) * self._amplitude**2).sort().values
+
     @cached_property
     @lasting
     def _kernel_gram(self) -> Tensor:
+        self._require_dense(
+            "scores, densities and samples need none (method='auto'), and gram(kernel, seq_len)"
+            " makes one that can be passed as temporal"
+        )
         return gram(self._kernel, self.seq_len).to(self.spatial)
 
     @cached_property
@@ -323,6 +457,13 @@ def _length_for(temporal: object, seq_len: int | None) -> int:
         raise ValueError(f"a kernel needs seq_len, the number of frames; got {temporal!r} alone")
     require_count("seq_len", seq_len)
     return int(seq_len)
+
+
+def _as_row(level: float | Tensor, like: Tensor) -> Tensor:
+    """A level (batch, 1), or (1, 1) of one for all, in float64."""
+    if not isinstance(level, Tensor):
+        return like.new_full((1, 1), level)
+    return level.to(like).reshape(-1, 1)
 
 
 def _require_regular(name: str, values: Tensor, dtype: torch.dtype) -> None:
