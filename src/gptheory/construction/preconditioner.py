@@ -141,7 +141,7 @@ class LagPreconditioner:
         # eigenvalues well below the noise at t_min cannot be told apart
         first = max(x.min().item(), ratios[0].item() / 3)
         last = max(x.max().item(), first)
-        nodes = torch.logspace(math.log10(first), math.log10(last), terms, dtype=torch.float64)
+        nodes = _spread(first, last, terms)
         # least squares of the relative error, for each eigenvalue by itself
         relative = (x.flatten()[:, None, None] + ratios[:, None]) / (nodes + ratios[:, None])
         target = relative.new_ones(*relative.shape[:2], 1)
@@ -181,3 +181,10 @@ class LagPreconditioner:
             f" of {smallest:.3g}, more than the noise at t_min={self.t_range[0]:g} makes up for:"
             f" use t_min above {math.log1p(-smallest):.3g}, or taper='bohman' and a bandwidth"
         )
+
+
+def _spread(first: float, last: float, count: int) -> Tensor:
+    """Uniform in the logarithm from end to end; one alone stands in the middle."""
+    if count == 1:
+        first = last = math.sqrt(first * last)
+    return torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
