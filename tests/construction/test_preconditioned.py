@@ -109,7 +109,7 @@ def test_rebuilt_from_its_state_dict_without_a_solver(monkeypatch):
             )
         ]
         blocks.append(Block(*layers))
-    features = PreconditionedFeatures(state["lift.features.nodes"])
+    features = PreconditionedFeatures(tuple(state["lift.features.nodes"].tolist()))
     lift = Lift(*(state[f"lift.{name}"] for name in ("frame", "position", "step")), features)
     bare = ScoreTransformer(lift, blocks, state["readout"])
     # bit for bit: the same class computes with copies of the same weights

@@ -142,7 +142,7 @@ class _Plan:
             spaces.write({"frame": _identity(d)}, d),
             spaces.write(position, n).T,
             spaces.write(of_t, len(names)),
-            PreconditionedFeatures(self.inverse.features.nodes.clone()),
+            PreconditionedFeatures(tuple(self.inverse.features.nodes.tolist())),
         )
 
     def readout(self) -> Tensor:

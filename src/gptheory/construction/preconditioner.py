@@ -48,9 +48,9 @@ class PreconditionedFeatures(nn.Module):
         nodes: :math:`x_q` of :math:`\varphi_q(t) = 1/(\alpha_t^2 x_q + \sigma_t^2)`.
     """
 
-    def __init__(self, nodes: Tensor) -> None:
+    def __init__(self, nodes: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("nodes", nodes)
+        self.register_buffer("nodes", torch.tensor(nodes, dtype=torch.float64))
 
     def forward(self, t: Tensor) -> Tensor:
         """Diffusion steps (…,) to features (…, 3 + r)."""
@@ -107,7 +107,7 @@ class LagPreconditioner:
         self.t_range = float(t_min), float(t_max)
         self._spatial, rotation = process.spatial_spectrum
         nodes, coefficients = self._fractions(terms)
-        self.features = PreconditionedFeatures(nodes)
+        self.features = PreconditionedFeatures(tuple(nodes.tolist()))
         # the even function of the lag with these Fourier coefficients, for every term and mode
         of_mode = torch.fft.irfft(coefficients, n=2 * process.seq_len - 1)[..., : self.reach]
         self.lags = torch.einsum("ak,qkm,bk->qmab", rotation, of_mode, rotation)
