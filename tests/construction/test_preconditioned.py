@@ -269,3 +269,9 @@ def test_what_is_no_preconditioner_is_refused():
     assert LagPreconditioner(slow, t_min=1.1 * enough, terms=8).extremes[0] > 0
     with pytest.raises(NotPSDError):
         LagPreconditioner(slow, t_min=0.9 * enough, terms=8)
+
+
+def test_one_fraction_alone_stands_in_the_middle():
+    law = process()
+    one, four = (LagPreconditioner(law, terms=r, **RANGE).features.nodes for r in (1, 4))
+    assert_identity(one[0], (four[0] * four[-1]).sqrt())
