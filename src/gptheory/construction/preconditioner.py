@@ -142,10 +142,11 @@ class LagPreconditioner:
         first = max(x.min().item(), ratios[0].item() / 3)
         last = max(x.max().item(), first)
         nodes = _spread(first, last, terms)
-        # least squares of the relative error, for each eigenvalue by itself
+        # least squares of the relative error, for each eigenvalue by itself; not by lstsq, whose
+        # last bit depends on where its workspace lies
         relative = (x.flatten()[:, None, None] + ratios[:, None]) / (nodes + ratios[:, None])
-        target = relative.new_ones(*relative.shape[:2], 1)
-        found = torch.linalg.lstsq(relative, target).solution[..., 0]
+        q, upper = torch.linalg.qr(relative)
+        found = torch.linalg.solve_triangular(upper, q.sum(dim=1)[..., None], upper=True)[..., 0]
         return nodes, found.T.reshape(terms, *x.shape)
 
     def _extremes(self, of_mode: Tensor) -> tuple[float, float]:
