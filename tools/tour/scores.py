@@ -9,6 +9,7 @@ from torch import Tensor
 from gptheory.attention import time_embedding
 from gptheory.construction import (
     build_contextual_transformer,
+    build_preconditioned_transformer,
     build_score_transformer,
     builders,
     contextual,
@@ -21,6 +22,7 @@ from gptheory.construction import (
 from gptheory.construction.blueprint import Blueprint
 from gptheory.construction.layers import Attention, Block, FeedForward
 from gptheory.construction.network import ScoreTransformer, StepFeatures
+from gptheory.construction.preconditioner import PreconditionedFeatures
 from gptheory.construction.subspaces import Subspaces
 from gptheory.data import GaussianProcess, covariance
 from gptheory.diffusion import ExactScore, conventions, denoiser, grids, solvers, unrolled
@@ -116,6 +118,20 @@ def constructed_transformer(device: torch.device, dtype: torch.dtype) -> Found:
     size, *_, last = network.size(), *network.states(v, 0.1)
     norms = dict(network.weight_norms())
     return {**found, "width": size.width, "norm": max(norms.values()), "state": last}
+
+
+@stop("exact")
+def preconditioned_transformer(device: torch.device, dtype: torch.dtype) -> Found:
+    """A preconditioner made on the CPU, and the network that applies it on the device."""
+    v, own = sequences(1, 3, device, dtype), law(device)
+    network = build_preconditioned_transformer(own, 2, reach=4, t_min=0.05).to(device)
+    inverse = network.preconditioner
+    features = PreconditionedFeatures(tuple(inverse.features.nodes.tolist())).to(device)
+    return {
+        "number": network(v, 0.1), "steps": network(v, steps(3)), "M": inverse.matrix(0.1),
+        "sizes": sum(inverse.step_sizes(3)), "bound": inverse.convergence_bound(3),
+        "features": features(steps(3, device)),
+    }  # fmt: skip
 
 
 @stop("network")

@@ -4,3 +4,5 @@ from .build import build_score_transformer
 from .contextual import build_contextual_transformer
 from .covering import covering_cost
 from .lag_heads import cosines, lag_function
+from .preconditioned import build_preconditioned_transformer
+from .preconditioner import LagPreconditioner

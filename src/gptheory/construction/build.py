@@ -100,12 +100,13 @@ def build_score_transformer(
     period = default_period(heads, seq_len) if embedding_period is None else embedding_period
     require_separated_lags(heads, seq_len, period, dtype)
     ranges, radius = value_ranges(reference, norm_bound, t_min, t_max)
+    values = stationary_values(reference.banded)
     plan = Blueprint(
         process=process,
         form=form,
         heavy_ball=reference.method.has_momentum,
         depth=depth if multiplication == "feed-forward" else None,
-        lags=lag_function(heads, _stationary_values(reference), period),
+        lags=lag_function(heads, values[: bandwidth or seq_len], period),
         same=same_frame(heads, period),
         ranges=ranges,
     )
@@ -127,9 +128,8 @@ def _require_known(heads: str, method: str, form: str, multiplication: str) -> N
     require_one_of("multiplication", multiplication, MULTIPLICATIONS)
 
 
-def _stationary_values(reference: UnrolledScore) -> Tensor:
-    """γ_0..γ_{J−1} of the band; raises unless it depends on the lag alone."""
-    banded = reference.banded
+def stationary_values(banded: Tensor) -> Tensor:
+    """γ_0..γ_{N−1} of the (banded) covariance; raises unless it depends on the lag alone."""
     row = banded[0]
     defect = (banded - toeplitz(row)).abs().max().item()
     if defect > STATIONARY_TOLERANCE * row.abs().max().item():
@@ -137,7 +137,7 @@ def _stationary_values(reference: UnrolledScore) -> Tensor:
             "the temporal covariance must be stationary (constant along diagonals), because heads"
             f" see the lag only; entries of one lag differ by up to {defect:.3g}"
         )
-    return row[: reference.bandwidth or len(row)]
+    return row
 
 
 def _warn_of_leaks(plan: Blueprint) -> None:
