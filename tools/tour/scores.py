@@ -263,7 +263,8 @@ def every_sampler(device: torch.device, dtype: torch.dtype) -> Found:
     found["restarted"] = generation.restart(own, x, 0.5, 2, 3, generator=seeded(2))
     sources = (0.1, law(device), sequences(5, 20, device, dtype))
     found["stops"] = [grids.stop_for(source) for source in sources]
-    modes = solvers.mode_variances(law(device).temporal_spectrum[0], grids.step_grid(6))
+    values = law(device).temporal_spectrum[0]
+    modes = solvers.mode_variances(values, grids.step_grid(6), initial=values + 1)
     return {**found, "modes": modes, "grid": sum(grids.step_grid(4)), **_path(own, x)}
 
 

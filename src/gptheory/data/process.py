@@ -148,7 +148,7 @@ class GaussianProcess:
 
     @property
     def method(self) -> str:
-        """How the score is computed: ``"eigenvectors"`` or ``"conjugate-gradients"``."""
+        """By which the score is computed, ``"eigenvectors"`` or ``"conjugate-gradients"``."""
         return "eigenvectors" if self._solver is None else "conjugate-gradients"
 
     def gram(self) -> Tensor:
