@@ -77,14 +77,14 @@ def test_committed_result_is_of_these_settings(committed):
     assert settings["samplers"] == RUNS and settings["samples"] == SAMPLERS["paper"].samples
 
 
-def test_committed_exact_rows_are_computed_again(committed):
+def test_committed_exact_rows_are_computed_again(committed):  # to their six digits
     law = decaying_process(**SAMPLERS["paper"].data)
     modes = committed.table("modes").query("score == 'exact'").set_index(["sampler", "group"])
     for name in ("before, 20", "now, 20"):
         for row in _exact(law, RUNS[name]):
             stored = modes.loc[(name, row["group"])]
-            assert stored["ratio"] == pytest.approx(row["ratio"], rel=2e-6)
-            assert stored["variance"] == pytest.approx(row["variance"], rel=2e-6)
+            assert stored["ratio"] == pytest.approx(row["ratio"], rel=6e-6)
+            assert stored["variance"] == pytest.approx(row["variance"], rel=6e-6)
 
 
 def test_committed_rows_are_those_of_the_stored_network(committed):
