@@ -44,9 +44,9 @@ class ToeplitzSolver:
     Conjugate gradients in float64 with one of these preconditioners P:
 
     - ``"embedding"``: :math:`P^{-1}` is the corner of :math:`(q\,C + w I)^{-1}`, C the circulant of
-      twice the size whose corner is Γ (cf. Hanke and Nagy 1994, for bands). So P is the covariance of
-      the N frames *given* those on the other side of a circle: it differs from A where the ends of
-      the sequence feel that they are ends.
+      twice the size whose corner is Γ (cf. Hanke and Nagy 1994, for bands). So P is the covariance
+      of the N frames *given* those on the other side of a circle: it differs from A where the ends
+      of the sequence feel that they are ends.
     - ``"chan"``: :math:`P = q\,C + w I` with the circulant C nearest to Γ in the Frobenius norm,
       :math:`c_j = ((N-j)\gamma_j + j\,\gamma_{N-j})/N` (T. Chan 1988).
     - ``"strang"``: the same with :math:`c_j = \gamma_{\min(j, N-j)}` (Strang 1986).
