@@ -44,9 +44,9 @@ class ToeplitzSolver:
     Conjugate gradients in float64 with one of these preconditioners P:
 
     - ``"embedding"``: :math:`P^{-1}` is the corner of :math:`(q\,C + w I)^{-1}`, C the circulant of
-      twice the size whose corner is Γ (Hanke and Nagy 1994, for bands). So P is the covariance of
-      the N frames *given* those on the other side of a circle: it differs from A where the ends of
-      the sequence feel that they are ends.
+      twice the size whose corner is Γ (cf. Hanke and Nagy 1994, for bands). So P is the covariance
+      of the N frames *given* those on the other side of a circle: it differs from A where the ends
+      of the sequence feel that they are ends.
     - ``"chan"``: :math:`P = q\,C + w I` with the circulant C nearest to Γ in the Frobenius norm,
       :math:`c_j = ((N-j)\gamma_j + j\,\gamma_{N-j})/N` (T. Chan 1988).
     - ``"strang"``: the same with :math:`c_j = \gamma_{\min(j, N-j)}` (Strang 1986).
@@ -62,6 +62,9 @@ class ToeplitzSolver:
     2, 8                      7    13      12    446
     2, 512                   14   219      19     79
     ================  =========  ====  ======  =====
+
+    Where the kernel does not decay within the sequence there are more: 20 to 70 for N between ℓ/8
+    and 2 ℓ, at most 12 from N = 16 ℓ on (ν from 0.5 to 2, w >= 0.01).
 
     Args:
         column: γ_0, …, γ_{N−1}, real.
