@@ -33,12 +33,14 @@ class Attention(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, width) -> (batch, N, width)."""
-        query, key, value = self.query_key_value(y)
-        if self.fused and self.kind == "softmax":
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = self.weigh(self.logits(query, key)) @ value
+        mixed = self.mix(*self.query_key_value(y))
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Σ_j A_ij v_j, (batch, heads, N, h)."""
+        if self.fused and self.kind == "softmax":
+            return nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.weigh(self.logits(query, key)) @ value
 
     def maps(self, y: Tensor) -> Tensor:
         """A for inputs y of this layer: (batch, N, width) -> (batch, heads, N (i), N (j)).
