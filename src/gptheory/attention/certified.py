@@ -31,8 +31,10 @@ class NormalisedAttention(Attention):
               \hat q = \frac{q}{\sqrt{\|q\|^2 + h\,10^{-6}}} .
 
     (Henry et al. 2020 normalise so, with R learned.) The number under the root keeps the gradient
-    finite where a query is zero. Rounding included: computed lengths and products err by no more
-    than :math:`\gamma_{3h+12}`, relatively, by which R is taken smaller.
+    finite where a query is zero. So that rounding leads no logit out either, R is taken smaller by
+    :math:`\gamma_{2h+24}`, relatively. For of a computed square of a length, (h + 1) u come from
+    the sum of squares, twice 8 u from the root (4 u on a GPU), the factor and the product; h u more
+    from the product of a query and a key.
 
     No key has more than :math:`e^{2R}/(N - 1 + e^{2R})` of a row.
 
@@ -65,16 +67,21 @@ class NormalisedAttention(Attention):
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """l_ij, (batch, heads, N, N)."""
-        return self.normalised(query) @ self.normalised(key).transpose(-1, -2)
+        return self.products(self.normalised(query), self.normalised(key))
+
+    def products(self, query: Tensor, key: Tensor) -> Tensor:
+        """⟨q_i, k_j⟩ of queries and keys that are scaled already, or of parts of them."""
+        return query @ key.transpose(-1, -2)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Queries or keys (…, N, h), scaled so that their products are the logits."""
-        return x * self.stretch(x)
+        return (x * self.stretch(x)).to(x)
 
     def stretch(self, x: Tensor) -> Tensor:
         """By how much: the factors, (…, N, 1)."""
         size = x.shape[-1]
-        length = math.sqrt(self.radius * (1 - gamma(3 * size + 12, x.dtype)))
+        x = x.to(computed_in(x.dtype))
+        length = math.sqrt(self.radius * (1 - gamma(2 * size + 24, x.dtype)))
         return length * (x.square().sum(dim=-1, keepdim=True) + size * SHORT).rsqrt()
 
     def weigh(self, logits: Tensor) -> Tensor:
@@ -170,9 +177,21 @@ class CertifiedAttention(NormalisedAttention):
         return mixed.transpose(-1, -2).to(value)
 
     def weigh(self, logits: Tensor) -> Tensor:
-        """Logits to maps, same shape."""
+        """Logits to maps, same shape.
+
+        Raises:
+            ValueError: for logits beyond the radius, as edits make them.
+        """
+        largest = logits.detach().abs().max().item() if logits.numel() else 0.0
+        rounded = torch.finfo(logits.dtype).eps ** 0.5  # of sums of blocks that cancel; clamped
+        if largest > self.radius * (1 + rounded):
+            raise ValueError(
+                f"logits reach {largest:.4g}, the polynomial is certified up to {self.radius:g}:"
+                " edit a network with attention='normalised', or its maps"
+            )
         dtype = computed_in(logits.dtype)
-        weights = certified_polynomial(self.radius, self.degree, dtype)(logits.to(dtype))
+        polynomial = certified_polynomial(self.radius, self.degree, dtype)
+        weights = polynomial(logits.to(dtype).clamp(-self.radius, self.radius))
         return (weights / weights.sum(dim=-1, keepdim=True)).to(logits)
 
 
