@@ -21,6 +21,7 @@ from .layer import Attention
 from .lowrank import low_rank_attention
 
 RADIUS, DEGREE = 2.0, 4
+LARGEST_DEGREE = 24  # that an error proposes
 SHORT = 1e-6  # mean square of a query's entries, below which its length is less than the others'
 
 
@@ -204,42 +205,38 @@ def certified_polynomial(radius: float, degree: int, dtype: torch.dtype) -> ExpP
     """The polynomial of degree g on [−R, R].
 
     Raises:
-        ValueError: if its error, rounding in ``dtype`` included, is not below 1; says which degree
-            and which radius would do.
+        ValueError: if its error, rounding in ``dtype`` included, is not below 1; says which radius,
+            degree or dtype would do. (Without rounding all have one, if a poor one: degree 0 errs
+            by tanh R.)
     """
-    polynomial = _polynomial(radius, degree)
-    error = math.inf if polynomial is None else _error(polynomial, dtype)
+    error = _error(radius, degree, dtype)
     if error < 1:
-        return polynomial
-    degrees = [g for g in range(degree + 1, 41) if _certifies(radius, g, dtype)]
-    higher = f"degree {degrees[0]}" if degrees else f"no degree in {dtype}"
+        return exp_polynomial(degree, radius)
+    remedies = [f"with this degree a radius of {_largest_radius(degree, dtype):.2f} would do"]
+    least, other = min((_error(radius, g, dtype), g) for g in range(LARGEST_DEGREE))
+    if least < 1:
+        remedies.append(f"on this radius degree {other}, with an error of {least:.3g}")
+    if _error(radius, degree, torch.float64) < 1:
+        remedies.append("weights in float64 (torch.set_default_dtype before the layer is made)")
     raise ValueError(
-        f"degree {degree} has no certificate on [-{radius:g}, {radius:g}] in {dtype}: on that"
-        f" radius {higher} would do, with this degree a radius of"
-        f" {_largest_radius(degree, dtype):.3g}"
+        f"degree {degree} has no certificate on [-{radius:g}, {radius:g}] in {dtype}, its relative"
+        f" error with rounding is {error:.3g}, expected below 1: {', or '.join(remedies)}"
     )
 
 
-def _polynomial(radius: float, degree: int) -> ExpPolynomial | None:
+def _error(radius: float, degree: int, dtype: torch.dtype) -> float:
+    """Of the polynomial with what rounding adds; infinite where there is none."""
     try:
-        return exp_polynomial(degree, radius)
+        polynomial = exp_polynomial(degree, radius)
     except ValueError:
-        return None
-
-
-def _error(polynomial: ExpPolynomial, dtype: torch.dtype) -> float:
+        return math.inf
     return polynomial.relative_error + polynomial.rounding(dtype)
 
 
-def _certifies(radius: float, degree: int, dtype: torch.dtype) -> bool:
-    polynomial = _polynomial(radius, degree)
-    return polynomial is not None and _error(polynomial, dtype) < 1
-
-
 def _largest_radius(degree: int, dtype: torch.dtype) -> float:
-    """Up to rounding down to three digits, the largest R on which this degree is certified."""
-    low, high = 1e-3, LARGEST_RADIUS
-    while high - low > 1e-3 * low:
+    """The largest R on which this degree is certified, rounded down to two digits."""
+    low, high = 1e-2, LARGEST_RADIUS
+    while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if _certifies(middle, degree, dtype) else (low, middle)
+        low, high = (middle, high) if _error(middle, degree, dtype) < 1 else (low, middle)
     return math.floor(low * 100) / 100

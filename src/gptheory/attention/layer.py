@@ -69,10 +69,9 @@ class Attention(nn.Module):
     def require_room(self, y: Tensor, count: int = 2) -> None:
         """Raise unless as many tensors of the size of the maps, as a probe makes, fit."""
         size = count * len(y) * self.heads * y.shape[1] ** 2 * y.element_size()
-        require_memory(
-            f"{count} x {len(y)} x {self.heads} maps of {y.shape[1]} x {y.shape[1]}", size, y.device,
-            "look at fewer sequences at once, or at a network for shorter ones",
-        )  # fmt: skip
+        what = f"{count} x {len(y)} x {self.heads} maps of {y.shape[1]} x {y.shape[1]}"
+        remedy = "look at fewer sequences at once, or at a network for shorter ones"
+        require_memory(what, size, y.device, remedy)
 
     def query_key_value(self, y: Tensor) -> tuple[Tensor, ...]:
         """Three tensors (batch, heads, N, h)."""
