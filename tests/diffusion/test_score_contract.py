@@ -110,6 +110,13 @@ CASES = {
     "transformer, ReLU": Case(
         DiT, lambda: transformer(attention="relu-rows", position="none", fused=False)
     ),
+    "transformer, certified": Case(DiT, lambda: transformer(attention="certified", radius=1.5)),
+    "transformer, normalised": Case(
+        DiT, lambda: transformer(attention="normalised", radius=1.5, fused=False)
+    ),
+    "transformer, window": Case(
+        DiT, lambda: transformer(attention="window", window=2, fused=False)
+    ),
     "transformer, polynomial": Case(
         DiT, lambda: with_polynomial_attention(transformer(), 6, 2.0)
     ),

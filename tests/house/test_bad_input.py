@@ -152,7 +152,9 @@ REFUSED = {
 # names both sides; so do their weights, which constructions write.
 INNER = {
     "networks.dit": "layers", "networks.baselines": "layers", "networks.score_network": "layers",
-    "networks.polynomial": "layers", "attention.layer": "layers", "construction": "layers, weights",
+    "networks.polynomial": "layers", "attention.layer": "layers",
+    "attention.certified": "layers", "attention.window": "layers",
+    "attention.lowrank": "what a layer has normalised", "construction": "layers, weights",
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
     "support.conjugate": "systems that were checked",

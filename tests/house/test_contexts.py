@@ -82,7 +82,10 @@ PRODUCTS = frozenset(
 )
 PRODUCTS |= {"matmul", "linear", "convolution", "_cdist_forward", "_euclidean_dist"}
 # where trainable networks multiply, which obey their caller
-NETWORKS = {"attention/layer.py": "", "networks/dit.py": "", "latent/networks.py": "LatentScore."}
+NETWORKS = {
+    "attention/layer.py": "", "attention/window.py": "", "networks/dit.py": "",
+    "attention/certified.py": "NormalisedAttention.", "latent/networks.py": "LatentScore.",
+}  # fmt: skip
 
 
 class Unguarded(TorchDispatchMode):

@@ -67,6 +67,13 @@ MODELS = {
     f"{kind}, fused={fused}": partial(network, attention=kind, fused=fused)
     for kind, fused in itertools.product(ATTENTIONS, (True, False))
 }
+NORMALISED = {
+    "certified": {"radius": 1.5, "degree": 3},
+    "normalised": {"radius": 1.5},
+    "window": {"window": 2},
+}
+for kind, options in NORMALISED.items():
+    MODELS[kind] = partial(network, attention=kind, **options)
 for form in FORMS:
     MODELS[f"constructed, {form}"] = partial(constructed, form=form, multiplication_depth=12)
 MODELS["constructed, attention"] = partial(constructed, multiplication="attention")
@@ -274,6 +281,51 @@ def test_an_edit_is_what_surgery_on_the_weights_does():
             block.attention.project.weight[:32, : blind.lift_dim] = 0
     assert_identity(Edited(model, only("ee"))(v, T), blind(v, T))
     assert relative_norm(blind(v, T), model(v, T)) > 1e-2
+
+
+@pytest.mark.parametrize("attention", ["certified", "normalised"])
+@pytest.mark.parametrize("split", recording.SPLITS)
+def test_blocks_of_normalised_queries_and_keys_are_scaled_as_their_sum_is(attention, split):
+    """q^x / ‖q‖ and q^e / ‖q‖, not parts of length 1; to keep all four changes nothing."""
+    model, v = network(attention=attention, radius=1.5), sequences()
+    for seen in recording.record(model, v, T):
+        assert_identity(sum(seen.blocks(split).values()), seen.logits)
+        query, key, _ = seen.layer.query_key_value(seen.inputs)
+        position = (
+            seen.inputs.masked_fill(seen.content, 0)
+            if split == "coordinate"
+            else seen.inputs.mean(dim=0, keepdim=True).expand_as(seen.inputs)
+        )
+        part = seen.layer.query_key_value(position)[:2]
+        lengths = [(x.square().sum(-1, keepdim=True) + 8e-6).sqrt() for x in (query, key)]
+        unit = [x / length for x, length in zip(part, lengths, strict=True)]
+        assert_identity(seen.blocks(split)["ee"], 1.5 * unit[0] @ unit[1].mT, condition=1e2)
+    assert_identity(Edited(model, only(*recording.BLOCKS, split=split))(v, T), model(v, T))
+
+
+def test_edits_that_leave_the_range_of_a_polynomial_are_refused():
+    """Without the blocks that cancel it, a block may be longer than the whole."""
+    v, layer = sequences(), network(attention="certified", radius=1.5).blocks[0].attention
+    with pytest.raises(ValueError, match=r"certified up to 1.5: edit a network with .*normalised"):
+        layer.weigh(torch.full((1, 2, N, N), 1.6, dtype=torch.float64))
+    exact = network(attention="normalised", radius=1.5)
+    assert torch.isfinite(Edited(exact, without("ee"))(v, T)).all()
+
+
+def test_maps_that_do_not_fit_are_refused_before_they_are_made():
+    model = DiT(1, 2**17, 8, 2, 1, attention="certified", generator=seeded(0))
+    (seen,) = recording.record(model, torch.randn(1, 2**17, 1, generator=seeded(1)), T)
+    layer = seen.layer
+    for call in (
+        lambda: seen.maps,
+        lambda: seen.logits,
+        seen.blocks,
+        lambda: layer.maps(seen.inputs),
+    ):
+        with pytest.raises(
+            ValueError, match=r"x 1 x 2 maps of 131072 x 131072 take .* GB, .*fewer"
+        ):
+            call()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

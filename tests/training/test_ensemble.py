@@ -52,8 +52,15 @@ def threads(count: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def other_dit(seed: int, **options) -> DiT:
+    return DiT(3, 5, 8, 2, 1, fused=False, generator=seeded(seed), **options)
+
+
 BUILDS = [
     small_dit,
+    lambda seed: other_dit(seed, attention="certified", radius=1.5, degree=3),
+    lambda seed: other_dit(seed, attention="normalised", radius=1.5),
+    lambda seed: other_dit(seed, attention="window", window=2),
     lambda seed: learned(0),
     lambda seed: learned(1),
     lambda seed: LearnedSteps(LAW, 3, momentum=True, generator=seeded(seed)),
@@ -116,7 +123,7 @@ def test_members_are_a_batch_in_every_product(build):
 
 
 @pytest.mark.parametrize("weight", ["noise", "velocity"])
-@pytest.mark.parametrize("build", [small_dit, lambda seed: learned(0)])
+@pytest.mark.parametrize("build", [*BUILDS[:4], lambda seed: learned(0)])
 def test_every_member_is_trained_as_fit_does(build, weight):
     """Batches, schedule, clipping, AdamW and average: an independent loop, up to rounding."""
     config = dataclasses.replace(CONFIG, weight=weight, clip=0.5, ema_decay=0.6, weight_decay=0.3)

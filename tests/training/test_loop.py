@@ -344,6 +344,8 @@ def test_killed_run_resumes_bit_for_bit(kill_point, uninterrupted, children, tmp
     "build",
     [
         small_dit,
+        lambda: DiT(2, 4, 8, 2, 1, attention="certified", radius=1.5, generator=seeded(0)),
+        lambda: DiT(2, 4, 8, 2, 1, attention="window", window=2, generator=seeded(0)),
         lambda: UNet1d(2, 4, 4, generator=seeded(0)),
         lambda: FrameMLP(2, hidden=8, depth=1, generator=seeded(0)).double(),
         lambda: LearnedSteps(LAW, 2, momentum=True, generator=seeded(0)),

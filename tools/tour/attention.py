@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from gptheory.attention import exponential, gradient, locality, polynomial, softmax
+from gptheory.attention import (
+    certified,
+    choice,
+    exponential,
+    gradient,
+    locality,
+    lowrank,
+    polynomial,
+    softmax,
+)
 from gptheory.measures import cost
 from gptheory.networks import polynomial as polynomial_networks
 from gptheory.probing import recording
 from gptheory.studies import growth, statistics
+from gptheory.support import memory as free
+from gptheory.support.precision import full_precision
 
 from .networks import transformer
-from .stop import Found, law, seeded, sequences, shaken, stop
+from .stop import Found, law, normal, seeded, sequences, shaken, stop
 
 RADIUS = 1.37  # of polynomials that nobody else has asked for
 
@@ -67,6 +78,46 @@ def polynomials_for_a_softmax(device: torch.device, dtype: torch.dtype) -> Found
     y = network.tokens(v)
     query, key, _value = layer.query_key_value(y)
     return {"swapped": swapped(v, 0.1), "weighed": layer.weigh(layer.logits(query, key))}
+
+
+@stop("network")
+def normalised_attention(device: torch.device, dtype: torch.dtype) -> Found:
+    """Networks whose logits cannot leave their range, their certificate, and a window."""
+    kinds = {"certified": {"radius": 1.5, "degree": 3}, "normalised": {}, "window": {"window": 2}}
+    v, found = sequences(1, 3, device, dtype), {}
+    for kind, options in kinds.items():
+        assert set(choice.attention_options(kind, **options)) >= set(options)
+        network = shaken(transformer(attention=kind, fused=False, **options), device, dtype)
+        found[kind] = network(v, 0.1)
+        found[kind].square().mean().backward()
+        found[f"{kind}, gradient"] = network.blocks[0].attention.project.weight.grad
+        layer, y = network.blocks[0].attention, network.tokens(v)
+        query, key, value = layer.query_key_value(y)
+        found[f"{kind}, maps"] = layer.weigh(layer.logits(query, key))
+        found[f"{kind}, mixed"] = layer.mix(query, key, value)
+        assert layer.extra_repr() in repr(network)
+        if kind == "certified":
+            found["largest"] = layer.largest_logit(y)
+            found["scaled"] = layer.products(layer.normalised(query), key * layer.stretch(key))
+            assert layer.certificate().error_bound < 1  # rounding included, so of the dtype
+    layer = choice.attention_layer("normalised", 8, 2, True, radius=1.0).to(device, dtype)
+    layer.require_room(y)
+    free.require_memory("nothing", 0, device, "nothing helps")
+    return found
+
+
+@stop("exact")
+def low_rank_attention(device: torch.device, dtype: torch.dtype) -> Found:
+    """What certified attention is made of, with its gradient."""
+    q, k, v = (
+        (normal(seed, 2, 2, 700, device=device, dtype=dtype) / 8).requires_grad_()
+        for seed in range(3)
+    )
+    coefficients = certified.certified_polynomial(RADIUS, 4, dtype).coefficients
+    mixed = lowrank.low_rank_attention(q, k, v, coefficients)
+    with full_precision():
+        (slope,) = torch.autograd.grad(mixed.square().sum(), k)
+    return {"mixed": mixed, "slope": slope, "ones": lowrank.with_ones(v)}
 
 
 @stop("network", compare=False)

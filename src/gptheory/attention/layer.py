@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..support.memory import require_memory
+from ..support.validation import require_one_of
+
 ATTENTIONS = ("softmax", "relu", "relu-mean", "relu-rows")
 
 
@@ -20,31 +23,41 @@ class Attention(nn.Module):
     Args:
         width: size of a token, a multiple of ``heads``.
         heads: number of heads.
-        kind: one of the four above.
+        kind: one of the four above; :mod:`.choice` has the others.
         fused: let torch compute softmax attention without forming the maps; the numbers are the
             same. Turn it off under ``torch.func.vmap``.
+
+    Raises:
+        ValueError: for an unknown kind.
     """
 
     def __init__(self, width: int, heads: int, kind: str = "softmax", fused: bool = True) -> None:
         super().__init__()
+        require_one_of("kind", kind, ATTENTIONS)
         self.heads, self.kind, self.fused = heads, kind, fused
         self.project = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
     def forward(self, y: Tensor) -> Tensor:
         """(batch, N, width) -> (batch, N, width)."""
-        query, key, value = self.query_key_value(y)
-        if self.fused and self.kind == "softmax":
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = self.weigh(self.logits(query, key)) @ value
+        mixed = self.mix(*self.query_key_value(y))
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Σ_j A_ij v_j, (batch, heads, N, h)."""
+        if self.fused and self.kind == "softmax":
+            return nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.weigh(self.logits(query, key)) @ value
 
     def maps(self, y: Tensor) -> Tensor:
         """A for inputs y of this layer: (batch, N, width) -> (batch, heads, N (i), N (j)).
 
         A forward hook on the layer sees its inputs; :mod:`gptheory.probing.recording` has one.
+
+        Raises:
+            ValueError: for maps that do not fit into memory.
         """
+        self.require_room(y)
         query, key, _ = self.query_key_value(y)
         return self.weigh(self.logits(query, key))
 
@@ -52,6 +65,13 @@ class Attention(nn.Module):
         """What the layer returns for inputs y if its maps, in the shape above, are these."""
         mixed = maps @ self.query_key_value(y)[2]
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def require_room(self, y: Tensor, count: int = 2) -> None:
+        """Raise unless as many tensors of the size of the maps, as a probe makes, fit."""
+        size = count * len(y) * self.heads * y.shape[1] ** 2 * y.element_size()
+        what = f"{count} x {len(y)} x {self.heads} maps of {y.shape[1]} x {y.shape[1]}"
+        remedy = "look at fewer sequences at once, or at a network for shorter ones"
+        require_memory(what, size, y.device, remedy)
 
     def query_key_value(self, y: Tensor) -> tuple[Tensor, ...]:
         """Three tensors (batch, heads, N, h)."""

@@ -198,13 +198,18 @@ def _weights(dim: int, polynomial: ExpPolynomial, scale: float) -> Tensor:
 @lasting
 def _multinomials(dim: int, degree: int) -> tuple[Tensor, Tensor]:
     """Of every α: its degree m, and m!/α!, the number of ways to order its factors."""
-    alphas = [a for m in range(degree + 1) for a in combinations_with_replacement(range(dim), m)]
+    alphas = _alphas(dim, degree)
     counts = [
         math.factorial(len(a)) // math.prod(math.factorial(a.count(i)) for i in set(a))
         for a in alphas
     ]
     degrees = torch.tensor([len(a) for a in alphas], device="cpu")
     return degrees, torch.tensor(counts, dtype=torch.float64, device="cpu")
+
+
+def _alphas(dim: int, degree: int) -> list[tuple[int, ...]]:
+    """Every α in the order of :func:`monomials`, as the sorted tuple of its factors."""
+    return [a for m in range(degree + 1) for a in combinations_with_replacement(range(dim), m)]
 
 
 def _certified(

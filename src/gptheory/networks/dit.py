@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..attention.layer import ATTENTIONS, Attention
+from ..attention.choice import attention_layer, attention_options
 from ..attention.positions import frame_embedding
 from ..support.draws import weights_from
-from ..support.validation import require_count, require_one_of
+from ..support.validation import require_count
 from .score_network import Modulation, ScoreNetwork, mlp, modulated_norm, zero_init
 
 
@@ -28,12 +28,16 @@ class DiTBlock(nn.Module):
         width: size of a token and of the clock.
         heads, attention, fused: see :class:`.layer.Attention`.
         expansion: hidden units of the feed-forward layer, in multiples of the width.
+        options: what else decides this attention, see :data:`.choice.KINDS`.
     """
 
-    def __init__(self, width: int, heads: int, attention: str, expansion: int, fused: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, attention: str, expansion: int, fused: bool,
+        **options: float | int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.modulation = Modulation(width, width, 6)
-        self.attention = Attention(width, heads, attention, fused)
+        self.attention = attention_layer(attention, width, heads, fused, **options)
         self.mlp = mlp(width, expansion)
 
     def forward(self, y: Tensor, clock: Tensor) -> Tensor:
@@ -55,13 +59,18 @@ class DiT(ScoreNetwork):
         hidden: width of a token, an even multiple of ``heads``.
         heads, depth: heads of a block, number of blocks.
         expansion: see :class:`DiTBlock`.
-        attention: ``"softmax"``, ``"relu"``, ``"relu-mean"`` or ``"relu-rows"``; see
-            :class:`.layer.Attention`.
+        attention: ``"softmax"``, ``"relu"``, ``"relu-mean"`` or ``"relu-rows"``, see
+            :class:`.layer.Attention`; ``"certified"``, in time linear in N, see
+            :class:`.CertifiedAttention`; ``"normalised"``, softmax with the same logits, see
+            :class:`.NormalisedAttention`; or ``"window"``, see :class:`.WindowAttention`.
         position: e_i of size hidden / 2: ``"sinusoidal"`` with periods from 4 to 4N frames (pairs
             of coordinates, so rounded down to an even size), ``"learned"``; or of size 2:
             ``"circle"``, the paper's, with period 2N; or ``"none"``.
         fused: see :class:`.layer.Attention`.
         generator: source of the initial weights.
+        radius: R of certified (by default 2) and normalised attention (2).
+        degree: g of certified attention (4).
+        window: W of window attention, in frames.
 
     Attributes:
         lift_dim: size of the lifted frame, the first coordinates of a token; the rest is e_i.
@@ -85,14 +94,17 @@ class DiT(ScoreNetwork):
         position: str = "sinusoidal",
         fused: bool = True,
         generator: torch.Generator | None = None,
+        radius: float | None = None,
+        degree: int | None = None,
+        window: int | None = None,
     ) -> None:
         sizes = {"hidden": hidden, "heads": heads, "depth": depth, "expansion": expansion}
         for name, size in sizes.items():
             require_count(name, size)
         if hidden % (2 * heads):
             raise ValueError(f"hidden must be an even multiple of heads={heads}, got {hidden}")
-        require_one_of("attention", attention, ATTENTIONS)
-        config = {**sizes, "attention": attention, "position": position}
+        options = attention_options(attention, radius=radius, degree=degree, window=window)
+        config = {**sizes, "attention": attention, "position": position, **options}
         with weights_from(generator):
             super().__init__(dim, seq_len, hidden, config)
             embedding = frame_embedding(position, seq_len, hidden // 2)
@@ -103,7 +115,8 @@ class DiT(ScoreNetwork):
             self.lift_dim = hidden - embedding.shape[1]
             self.lift = nn.Linear(dim, self.lift_dim)
             self.blocks = nn.ModuleList(
-                DiTBlock(hidden, heads, attention, expansion, fused) for _ in range(depth)
+                DiTBlock(hidden, heads, attention, expansion, fused, **options)
+                for _ in range(depth)
             )
             self.modulation = Modulation(hidden, hidden, 2)
             self.readout = zero_init(nn.Linear(hidden, dim))

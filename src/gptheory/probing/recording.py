@@ -31,6 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..attention.certified import NormalisedAttention
+from ..attention.layer import Attention
 from ..construction.network import ScoreTransformer
 from ..data.process import GaussianProcess
 from ..diffusion.schedule import perturb
@@ -72,17 +74,21 @@ class Seen:
     @property
     def logits(self) -> Tensor:
         """What the maps are made from, (batch, heads, N, N)."""
+        self._require_room(1)
         query, key, _ = self.layer.query_key_value(self.inputs)
         return self.layer.logits(query, key)
 
     def blocks(self, split: str = "coordinate") -> dict[str, Tensor]:
         """The four summands of the logits, by name (``BLOCKS``); each (batch, heads, N, N).
 
+        Where queries and keys are normalised, both parts are scaled as their sum is.
+
         Args:
             split: ``"coordinate"`` or ``"batch"``, see above.
 
         Raises:
-            ValueError: for an unknown split, or tokens without coordinates for the position.
+            ValueError: for an unknown split, tokens without coordinates for the position, or
+                blocks that do not fit into memory.
         """
         require_one_of("split", split, SPLITS)
         if split == "coordinate":
@@ -90,9 +96,19 @@ class Seen:
             position = self.inputs.masked_fill(self.content, 0)
         else:
             position = self.inputs.mean(dim=0, keepdim=True).expand_as(self.inputs)
+        self._require_room(len(BLOCKS))
         whole, part = (self.layer.query_key_value(y)[:2] for y in (self.inputs, position))
+        logits = self.layer.logits
+        if isinstance(self.layer, NormalisedAttention):
+            scales = [self.layer.stretch(w) for w in whole]
+            whole, part = ([x * s for x, s in zip(y, scales, strict=True)] for y in (whole, part))
+            logits = self.layer.products
         query, key = ({"x": w - p, "e": p} for w, p in zip(whole, part, strict=True))
-        return {name: self.layer.logits(query[name[0]], key[name[1]]) for name in BLOCKS}
+        return {name: logits(query[name[0]], key[name[1]]) for name in BLOCKS}
+
+    def _require_room(self, count: int) -> None:
+        if isinstance(self.layer, Attention):
+            self.layer.require_room(self.inputs, count)
 
 
 @torch.no_grad()
