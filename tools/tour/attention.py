@@ -42,6 +42,8 @@ def polynomials(device: torch.device, dtype: torch.dtype) -> Found:
         "share": locality.largest_share(RADIUS, 9, 2),
         "radius": locality.radius_for_share(0.5, 9, 2),
         "gain": locality.cancelling_gain(RADIUS, 9, 2),
+        "of rank": locality.low_rank_share(2, 9, 2),
+        "of all rows": locality.bounded_share(RADIUS, 900, 2, 3),
     }  # fmt: skip
 
 
