@@ -9,7 +9,7 @@ import numpy
 import scipy
 import torch
 
-from . import attention, covariance, sampling, score, training, unroll
+from . import attention, certified, covariance, sampling, score, training, unroll
 from .compare import HEADER, Row
 
 ROOMS = {
@@ -19,6 +19,7 @@ ROOMS = {
     "covariance": covariance,
     "training": training,
     "attention": attention,
+    "certified": certified,
 }
 
 
