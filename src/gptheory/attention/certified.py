@@ -56,7 +56,7 @@ class NormalisedAttention(Attention):
         self.kind, self.radius = kind, float(radius)
 
     def extra_repr(self) -> str:
-        """What :func:`repr` shows, and checkpoints compare."""
+        """What is printed of a layer, and what checkpoints compare."""
         return f"radius={self.radius:g}"
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class CertifiedAttention(NormalisedAttention):
         self.certificate()
 
     def extra_repr(self) -> str:
-        """What :func:`repr` shows, and checkpoints compare."""
+        """What is printed of a layer, and what checkpoints compare."""
         return f"{super().extra_repr()}, degree={self.degree}"
 
     def certificate(self) -> Certificate:

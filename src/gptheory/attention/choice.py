@@ -44,7 +44,7 @@ def attention_options(kind: str, **given: float | int | None) -> dict[str, float
 def attention_layer(
     kind: str, width: int, heads: int, fused: bool, **options: float | int
 ) -> Attention:
-    """The layer of this name; see :class:`.layer.Attention` and :data:`KINDS`."""
+    """The layer of this name; see :class:`.layer.Attention` and ``KINDS``."""
     if kind in KINDS:
         return KINDS[kind][0](width, heads, fused, **options)
     return Attention(width, heads, kind, fused)

@@ -28,7 +28,7 @@ class WindowAttention(Attention):
         self.kind, self.window = "window", window
 
     def extra_repr(self) -> str:
-        """What :func:`repr` shows, and checkpoints compare."""
+        """What is printed of a layer, and what checkpoints compare."""
         return f"window={self.window}"
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

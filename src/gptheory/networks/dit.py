@@ -28,7 +28,7 @@ class DiTBlock(nn.Module):
         width: size of a token and of the clock.
         heads, attention, fused: see :class:`.layer.Attention`.
         expansion: hidden units of the feed-forward layer, in multiples of the width.
-        options: what else decides this attention, see :data:`.choice.KINDS`.
+        options: what else decides this attention, see :func:`.attention_options`.
     """
 
     def __init__(
