@@ -23,12 +23,12 @@ Tensors are feature-major here, (…, h, N): a monomial of all tokens is a conti
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..support.precision import full_precision
 from ..support.wrappers import lasting
@@ -109,7 +109,6 @@ class _Gradient(Function):
         pass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Function, *_gradients: Tensor) -> tuple:
         raise RuntimeError("polynomial attention is differentiable once, not twice")
 
@@ -134,7 +133,7 @@ def _batched(info: object, in_dims: tuple, inputs: tuple) -> tuple:
     return *moved, coefficients
 
 
-def _monomials(x: Tensor, degree: int) -> list[tuple[slice, Tensor]]:
+def _monomials(x: Tensor, degree: int) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of tokens and their monomials (…, r, chunk), in the order of :func:`.monomials`.
 
     The rows are good until the next chunk.
