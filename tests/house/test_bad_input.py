@@ -121,7 +121,7 @@ DATA = """
     Ball.render centres; Ball.locate frames; Digits.__init__ images; Digits.render centres;
     Digits.locate frames; LatentMap.fit frames; LatentMap.encode frames; GaussianTwin.__init__ x;
     measured_motion paths; log_likelihood v; stop_for source; aligned_score basis;
-    encoder_error basis; encoder_error encoder
+    encoder_error basis; encoder_error encoder; lag_products x; spectral_ratios x
 """
 # several tensors that nothing moves
 TOGETHER = """

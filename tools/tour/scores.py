@@ -28,7 +28,7 @@ from gptheory.data import GaussianProcess, covariance
 from gptheory.diffusion import ExactScore, conventions, denoiser, grids, solvers, unrolled
 from gptheory.diffusion import sampler as generation
 from gptheory.figures import networks
-from gptheory.measures import likelihood, sampling
+from gptheory.measures import likelihood, sampling, spectrum
 from gptheory.measures import scores as measure
 from gptheory.support import spectra
 
@@ -278,6 +278,7 @@ def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
     """How far an iteration is from the exact score of a law on the device, and on the CPU."""
     own = unrolled.UnrolledScore(law(device), 2)
     made = sampling.sampling_error(law(device), steps=5)
+    x = sequences(6, 3, device, dtype)
     common = {"generator": seeded(3), "dtype": dtype}
     return {
         "score": measure.score_error(own, law(device), 0.1, 16, **common),
@@ -285,6 +286,9 @@ def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
         "path": measure.path_kl(own, law(device), n=64, **common),
         "coupled": measure.coupled_ode_error(own, law(device), n=4, steps=5, **common),
         "variances": made.sampled, "spectrum": made.true, "ratios": made.ratio,
+        "lags": spectrum.lag_products(x, law(device), (0, 2))[0],
+        "frequencies": spectrum.spectral_ratios(x, law(), 2)[0],
+        "autocovariance": law(device).autocovariance(),
         "distances": [made.covariance, made.kl, made.w2, made.tv],
     }  # fmt: skip
 

@@ -35,6 +35,8 @@ from gptheory.studies import (
     finetune,
     growth,
     latent,
+    locality,
+    long,
     reproduce,
     results,
     samplers,
@@ -350,3 +352,19 @@ def samplers_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
     given = {"now": {**samplers.NEW, "steps": 2}}
     settings = samplers.Samplers("fig1-paper", ("UNet1d",), samplers.PAPER_DATA, given, 2)
     return size(run(samplers.samplers, settings, device))
+
+
+@stop("network", compare=False)
+def long_sequences(device: torch.device, dtype: torch.dtype) -> Found:
+    """Kinds of attention on short sequences, trained in a moment."""
+    cell = locality.LocalityCell(seq_len=8, hidden=8, steps=2, attention="window", window=2)
+    networks = {
+        name: {**options, "hidden": 8, "heads": 2, "depth": 1}
+        for name, options in long.NETWORKS.items()
+    }
+    settings = replace(
+        long.LONG["quick"], seq_len=64, networks=networks, training=TRAINING, samples=1,
+        solver_steps=2, monte_carlo=2,
+    )  # fmt: skip
+    own = cell.assess(cell.member().model.eval())
+    return {"near": own["near"], **size(run(long.long_sequences, settings, device))}

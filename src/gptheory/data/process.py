@@ -151,6 +151,17 @@ class GaussianProcess:
         """By which the score is computed, ``"eigenvectors"`` or ``"conjugate-gradients"``."""
         return "eigenvectors" if self._solver is None else "conjugate-gradients"
 
+    def autocovariance(self) -> Tensor:
+        """γ(0), …, γ(N - 1) of a stationary process, (N,) float64; no matrix for a kernel.
+
+        Raises:
+            ValueError: where Γ does not depend on the lag alone.
+        """
+        if self._kernel is not None:
+            return kernel_values(self._kernel, self.seq_len).to(self.device)
+        self._require_stationary("an autocovariance is that of")
+        return self.temporal[0].clone()
+
     def gram(self) -> Tensor:
         """Γ as an (N, N) float64 matrix.
 
@@ -368,14 +379,16 @@ class GaussianProcess:
         if method == "eigenvectors" and self._kernel is not None:
             self._require_dense("method='auto' needs none")
         if method == "conjugate-gradients" and self._kernel is None:
-            defect = (self.temporal - toeplitz(self.temporal[0])).abs().max().item()
-            largest = self.temporal.abs().max().item()
-            if defect > self.seq_len * unit_roundoff(self.temporal_dtype) * largest:
-                raise ValueError(
-                    "conjugate gradients need a stationary process: the entries of temporal must"
-                    f" depend on the lag alone, but differ by up to {defect:.3g} along a diagonal;"
-                    " use method='eigenvectors'"
-                )
+            self._require_stationary("conjugate gradients need", "; use method='eigenvectors'")
+
+    def _require_stationary(self, what: str, remedy: str = "") -> None:
+        defect = (self.temporal - toeplitz(self.temporal[0])).abs().max().item()
+        largest = self.temporal.abs().max().item()
+        if defect > self.seq_len * unit_roundoff(self.temporal_dtype) * largest:
+            raise ValueError(
+                f"{what} a stationary process: the entries of temporal must depend on the lag"
+                f" alone, but differ by up to {defect:.3g} along a diagonal{remedy}"
+            )
 
     def _require_dense(self, remedy: str) -> None:
         if self._kernel is not None and self.seq_len > DENSE_LIMIT:

@@ -14,3 +14,4 @@ from .likelihood import TotalVariation, log_likelihood, total_variation
 from .motion import measured_motion, motion_floor, true_motion
 from .sampling import SamplingError, sampling_error
 from .scores import coupled_ode_error, path_kl, score_error
+from .spectrum import lag_products, spectral_ratios

@@ -20,6 +20,8 @@ from .fig5 import PROBING, probing
 from .finetune import FINE_TUNING, fine_tuning
 from .growth import GROWTH, attention_growth
 from .latent import LATENT
+from .locality import LOCALITY
+from .long import LONG, long_sequences
 from .results import Result, load_result, move_result, stored_results
 from .run import Run
 from .samplers import SAMPLERS, samplers
@@ -76,6 +78,14 @@ EXPERIMENTS = {
     ),
     "latent": Experiment(
         "subspace data: error against d_0, D and n, a sweep (chapter 9)", sweep_study, LATENT
+    ),
+    "locality": Experiment(
+        "radius, length and memory: what bounded logits cost, a sweep (chapter 11)",
+        sweep_study, LOCALITY,
+    ),
+    "long": Experiment(
+        "certified attention and a window trained on 4096 frames (chapter 11)",
+        long_sequences, LONG,
     ),
     "swap": Experiment("polynomials for the softmax of the trained DiT (chapter 10)", swap, SWAP),
     "fig5": Experiment(

@@ -203,7 +203,7 @@ def stored_network(result: Result, kind: str) -> ScoreNetwork:
 
     Args:
         result: of Figure 1, or of another study that keeps its networks.
-        kind: ``"DiT"`` or ``"UNet1d"``.
+        kind: ``"DiT"`` or ``"UNet1d"``, or the name that the study gave to a DiT.
 
     Returns:
         The network, in single precision and evaluation mode.
@@ -214,4 +214,5 @@ def stored_network(result: Result, kind: str) -> ScoreNetwork:
     networks = result.record["settings"].get("networks", {})
     if kind not in networks:
         raise ValueError(f"{result.name} holds the networks {sorted(networks)}, not {kind!r}")
-    return with_weights(NETWORKS[kind](**networks[kind]), result.arrays, f"{kind}.weights.")
+    made = NETWORKS.get(kind, DiT)(**networks[kind])
+    return with_weights(made, result.arrays, f"{kind}.weights.")
