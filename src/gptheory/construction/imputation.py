@@ -102,7 +102,7 @@ def build_imputation_transformer(
         lags=lag_function(heads, stationary_values(process.gram()), period),
         same=same_frame(heads, period),
         embedding=time_embedding(process.seq_len, period),
-        coefficients=METHODS[method].coefficients(*_interval(process), 2),
+        coefficients=METHODS[method].coefficients(*step_interval(process), 2),
         depth=depth,
     )
     _warn_of_leaks(plan)
@@ -207,8 +207,22 @@ def score_radius(process: GaussianProcess) -> float:
     return math.sqrt(2 * math.log(2 * entries / TAIL) * entries)
 
 
-def _interval(process: GaussianProcess) -> tuple[float, float]:
-    """The interval that holds the spectrum of C_t for every mask and t."""
+def step_interval(process: GaussianProcess) -> tuple[float, float]:
+    """The interval that holds the spectrum of C_t for every mask and every t.
+
+    Raises:
+        NotPSDError: if Γ ⊗ Σ is singular up to rounding.
+    """
+    low, high = extreme_variances(process)
+    return min(1.0, low), max(1.0, high)
+
+
+def extreme_variances(process: GaussianProcess) -> tuple[float, float]:
+    """Extreme eigenvalues of Γ ⊗ Σ.
+
+    Raises:
+        NotPSDError: if the smaller is 0 up to rounding.
+    """
     temporal, spatial = process.temporal_spectrum[0], process.spatial_spectrum[0]
     low, high = ((temporal[k] * spatial[k]).item() for k in (0, -1))
     if not low > process.seq_len * process.dim * unit_roundoff(torch.float64) * high:
@@ -216,7 +230,7 @@ def _interval(process: GaussianProcess) -> tuple[float, float]:
             f"the covariance is singular up to rounding, eigenvalues from {low:.3g} to {high:.3g}:"
             " no iteration serves every mask; add a multiple of the identity"
         )
-    return min(1.0, low), max(1.0, high)
+    return low, high
 
 
 def _require_feed_forward(multiplication: str) -> None:
