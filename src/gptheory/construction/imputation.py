@@ -95,7 +95,9 @@ def build_imputation_transformer(
     depth = DEFAULT_DEPTH["position-once"] if multiplication_depth is None else multiplication_depth
     require_count("multiplication_depth", depth)
     process = process.to("cpu")
-    period = default_period(heads, process.seq_len) if embedding_period is None else embedding_period
+    period = (
+        default_period(heads, process.seq_len) if embedding_period is None else embedding_period
+    )
     require_separated_lags(heads, process.seq_len, period, dtype)
     plan = _Plan(
         process=process,
@@ -200,8 +202,8 @@ class _Plan:
 def score_radius(process: GaussianProcess) -> float:
     r"""R such that :math:`\|s^*\| \le R/\sigma_t` but for a probability of 1e-6.
 
-    For every mask and t: :math:`\sigma_t s^*` has a covariance of at most the identity. By the union
-    bound over N·d coordinates.
+    For every mask and t, by the union bound over N·d coordinates: the covariance of
+    :math:`\sigma_t s^*` is at most the identity.
     """
     entries = process.seq_len * process.dim
     return math.sqrt(2 * math.log(2 * entries / TAIL) * entries)

@@ -27,9 +27,9 @@ class FrameLevels(nn.Module):
 
 
 class FrameStepLift(Lift):
-    r"""f_in with a diffusion step for each frame, :math:`y_i = E_x v_i + P_i + E_\varphi\varphi(t_i)`.
+    r"""f_in with a step for each frame, :math:`y_i = E_x v_i + P_i + E_\varphi\varphi(t_i)`.
 
-    Takes the arguments of :class:`.Lift`.
+    The step of a seen frame is 0. Takes the arguments of :class:`.Lift`.
     """
 
     def forward(self, v: Tensor, t: Tensor, observed: Tensor) -> Tensor:

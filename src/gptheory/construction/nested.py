@@ -103,9 +103,7 @@ def build_nested_transformer(
         depth=depth if multiplication == "feed-forward" else None,
     )
     blocks, radius = plan.blocks(steps, inner_steps), score_radius(process)
-    network = ImputationTransformer(
-        plan.lift(), blocks, plan.readout(), radius, spaces=plan.spaces
-    )
+    network = ImputationTransformer(plan.lift(), blocks, plan.readout(), radius, spaces=plan.spaces)
     return network.to(dtype).requires_grad_(False)
 
 

@@ -13,6 +13,7 @@ The block of :math:`C_t^{-1}` at missing frames (m) is :math:`A_t^{-1}`,
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -72,6 +73,8 @@ class MissingFrames:
         self.spectrum = tuple((temporal[end] * self._spatial[end]).item() for end in (0, -1))
         seen = process.gram()[self.observed][:, self.observed]
         self._seen_values, self._seen_vectors = torch.linalg.eigh(seen)
+        ends = ((self._seen_values[end] * self._spatial[end]).item() for end in (0, -1))
+        self._seen_extremes = tuple(ends)
         self._require_invertible()
 
     @property
@@ -103,11 +106,7 @@ class MissingFrames:
         return floating_step(t).to(self.device, torch.float64)
 
     def _require_invertible(self) -> None:
-        low, high = (
-            self.spectrum
-            if self.every_mask
-            else [(self._seen_values[end] * self._spatial[end]).item() for end in (0, -1)]
-        )
+        low, high = self.spectrum if self.every_mask else self._seen_extremes
         rounding = self.process.seq_len * self.process.dim * unit_roundoff(torch.float64)
         if not low > rounding * high:
             raise NotPSDError(
@@ -127,7 +126,7 @@ def require_observed(observed: Tensor, seq_len: int) -> Tensor:
     if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
         given = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
         raise ValueError(
-            f"observed must be a tensor of truth values, True where a frame is seen, got {given}"
+            f"observed must be a boolean tensor, True where a frame is seen, got {given}"
         )
     if observed.shape != (seq_len,):
         raise ValueError(f"observed must have shape ({seq_len},), got {tuple(observed.shape)}")
@@ -154,3 +153,8 @@ def descended(
     for size, momentum in coefficients:
         x, before = x - size * (product(x) - rhs) + momentum * (x - before), x
         yield x
+
+
+def last(iterates: Iterator[Tensor]) -> Tensor:
+    """The last of the iterates; the others are not kept."""
+    return deque(iterates, maxlen=1).pop()

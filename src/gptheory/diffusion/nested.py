@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,10 +17,11 @@ from torch import Tensor
 from ..data.process import GaussianProcess
 from ..support.precision import full_precision
 from ..support.spectra import along_frames
-from ..support.validation import require_count, require_one_of
+from ..support.validation import require_count, require_one_of, require_step
 from ..support.wrappers import lasting
+from .inner_loop import InnerLoop
 from .methods import STATIONARY, Number, least_count
-from .missing import MissingFrames, descended
+from .missing import MissingFrames, descended, last
 from .schedule import alpha, sigma
 from .unrolled import as_level
 
@@ -85,21 +85,19 @@ class NestedScore(MissingFrames):
         require_count("inner_steps", inner_steps)
         super().__init__(process, observed, steps, method, every_mask)
         self.inner_steps, gram = int(inner_steps), process.gram()
-        self._mm = gram[self.missing][:, self.missing]
-        self._mo = gram[self.missing][:, self.observed]
-        # R with R Rᵀ = Γ_mo Γ_oo⁻¹ Γ_om, the part of Γ_mm that is explained
-        self._root = self._mo @ self._seen_vectors / self._seen_values.sqrt()
-        self._left = self._mm - self._root @ self._root.T
+        inner = self.spectrum if every_mask else self._seen_extremes
+        cross = gram[self.missing][:, self.observed]
+        seen = self._seen_values, self._seen_vectors
+        self._inner = InnerLoop(cross, *seen, self._spatial, inner, self.method, self.inner_steps)
+        root = self._inner.root
+        self._left = gram[self.missing][:, self.missing] - root @ root.T
         self._left_values = torch.linalg.eigvalsh(self._left).clamp(min=0)
-        largest = torch.linalg.matrix_norm(self._root, 2) ** 2
-        self._explained_norm = (largest * self._spatial[-1]).item()
-        self._explained_trace = (self._root.square().sum() * self._spatial.sum()).item()
 
     # ---- the loop -------------------------------------------------------------------------------
 
     @full_precision()
     def __call__(self, v: Tensor, t: Number) -> Tensor:
-        """The K-th iterate, by the eigenvectors of Γ_oo, Σ and Ã: K and K_aux cost nothing.
+        """The K-th iterate, by eigenvectors, so that its cost does not depend on K and K_aux.
 
         Args:
             v: (batch, N, d), noised where frames are missing, as they are where they are seen.
@@ -116,10 +114,11 @@ class NestedScore(MissingFrames):
         inverse = self._outer(t).to(v)  # (batch or 1, d, M, M)
         seen, rotation = self.observed.to(v.device), self.process.spatial_spectrum[1].to(v)
         frames = (residual @ rotation).permute(1, 2, 0)[..., None]  # (batch, d, N, 1)
-        shift = alpha(self._column(t)).to(v) * (self._inner().to(v) @ frames[:, :, seen])
+        explained = self._inner.weights().to(v) @ frames[:, :, seen]
+        noised = frames[:, :, ~seen] - alpha(self._column(t)).to(v) * explained
         score = torch.zeros_like(frames)
-        score[:, :, ~seen] = -(inverse @ (frames[:, :, ~seen] - shift))
-        return (score[..., 0].transpose(1, 2) @ rotation.T).contiguous()
+        score[:, :, ~seen] = -(inverse @ noised)
+        return score[..., 0].transpose(1, 2) @ rotation.T
 
     @full_precision()
     def iterates(self, v: Tensor, t: Number) -> Iterator[Tensor]:
@@ -128,25 +127,22 @@ class NestedScore(MissingFrames):
         Takes, and each is, what a call does; of an error in the arguments it raises the same.
         """
         residual, signal, noise = self._prepared(v, t)
-        hide = partial(torch.Tensor.masked_fill, mask=self._seen(v), value=0)
-        keep = partial(torch.Tensor.masked_fill, mask=~self._seen(v), value=0)
-        gram, spatial = self.process.gram().to(v), self.process.spatial.to(v)
+        seen, gram, spatial = self._seen(v), self.process.gram().to(v), self.process.spatial.to(v)
 
         def clean(x: Tensor) -> Tensor:
             return along_frames(gram, x @ spatial)
 
-        def explained(rhs: Tensor) -> Tensor:  # Σ_mo u, u by the inner loop
-            *_, u = descended(lambda x: keep(clean(x)), keep(rhs), inner)
-            return hide(clean(u))
+        def explained(rhs: Tensor) -> Tensor:  # Σ_mo u, with u of the inner loop
+            u = last(descended(lambda u: seen * clean(u), seen * rhs, inner))
+            return ~seen * clean(u)
 
         def product(s: Tensor) -> Tensor:
             rhs = clean(s)
-            return signal**2 * (hide(rhs) - explained(rhs)) + noise**2 * s
+            return signal**2 * (~seen * rhs - explained(rhs)) + noise**2 * s
 
-        inner = self.method.coefficients(*self.inner_extremes, self.inner_steps)
+        inner = self.method.coefficients(*self._inner.extremes, self.inner_steps)
         outer = [(as_level(step, v), as_level(m, v)) for step, m in self.coefficients(t)]
-        rhs = signal * explained(residual) - hide(residual)
-        for s in descended(product, rhs, outer):
+        for s in descended(product, signal * explained(residual) - ~seen * residual, outer):
             yield s.transpose(0, 1)
 
     def coefficients(self, t: Number) -> list[tuple[Number, Number]]:
@@ -158,10 +154,7 @@ class NestedScore(MissingFrames):
     @property
     def inner_extremes(self) -> tuple[float, float]:
         r"""The interval for which the inner step size is: extreme eigenvalues of Σ_oo."""
-        if self.every_mask:
-            return self.spectrum
-        low, high = ((self._seen_values[k] * self._spatial[k]).item() for k in (0, -1))
-        return low, high
+        return self._inner.extremes
 
     def extremes(self, t: Number) -> tuple[Number, Number]:
         r"""The interval for which the outer step size is: extreme eigenvalues of :math:`A_t`.
@@ -169,35 +162,31 @@ class NestedScore(MissingFrames):
         Moved apart by the drift, where that leaves them positive. (Their sum, and with it the step
         size of gradient descent, is the same.)
         """
-        low, high = self._noised(t)
-        drift = self.drift(t)
+        (low, high), drift = self._noised(t), self.drift(t)
         if not isinstance(t, Tensor):
             return (low - drift, high + drift) if drift < low else (low, high)
         drift = torch.where(drift < low, drift, 0)
         return low - drift, high + drift
 
     def drift(self, t: Number, inner_steps: int | None = None) -> Number:
-        r""":math:`e = \alpha_t^2\rho\|E\|`, how far Ã_t is from A_t at most.
+        r""":math:`e = \alpha_t^2\rho\|E\|`, how far :math:`\tilde A_t` is from A_t at most.
 
         Args:
-            t: diffusion step.
+            t: diffusion step > 0.
             inner_steps: K_aux; by default the score's own.
         """
-        self._at_home(t)
-        return alpha(t) ** 2 * self._inner_factor(inner_steps) * self._explained_norm
+        require_step(t)
+        return alpha(t) ** 2 * self._inner.factor(inner_steps) * self._inner.explained_norm
 
     def system(self, t: Number) -> Tensor:
         r""":math:`\tilde A_t` for each eigenvalue of Σ, (batch or 1, d, M, M) float64."""
-        rest = (self._root * self._inner_rest()[:, None, :]) @ self._root.T
-        steps, spatial = self._column(t), self._spatial[:, None, None]
-        eye = torch.eye(len(self._left), dtype=torch.float64, device=self.device)
-        return alpha(steps) ** 2 * spatial * (self._left + rest) + sigma(steps) ** 2 * eye
+        return self._noised_system(t) + alpha(self._column(t)) ** 2 * self._inner.unexplained()
 
     def growth(self, t: float) -> float:
-        r"""The factor by which an outer step of gradient descent changes the worst mode.
+        r"""The factor by which a step of gradient descent changes the worst mode of the outer loop.
 
         :math:`\max|1 - 2\lambda/(\lambda_- + \lambda_+)|` over the eigenvalues of
-        :math:`\tilde A_t`. Above 1 the loop diverges, momentum or not.
+        :math:`\tilde A_t`. Above 1 the loop diverges, with momentum too.
         """
         values = torch.linalg.eigvalsh(self.system(float(t)))
         return (1 - 2 * values / sum(self._noised(float(t)))).abs().max().item()
@@ -213,7 +202,8 @@ class NestedScore(MissingFrames):
             t: diffusion step > 0.
             steps, inner_steps: K and K_aux; by default the score's own.
         """
-        return self._bound(float(t), steps or self.steps, self._inner_factor(inner_steps))
+        k = self.steps if steps is None else steps
+        return self._bound(float(t), k, self._inner.factor(inner_steps))
 
     def steps_for(self, tolerance: float, t: float) -> tuple[int, int]:
         """K and K_aux with a :meth:`convergence_bound` within ``tolerance``, and K (K_aux + 3) low.
@@ -225,13 +215,7 @@ class NestedScore(MissingFrames):
         """
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
-        pairs = []
-        for split in SPLITS:
-            outer = least_count(lambda k, f=tolerance / split: self._bound(t, k, 0.0) <= f)
-            inner = least_count(
-                lambda k, K=outer: self._bound(t, K, self._inner_factor(k)) <= tolerance
-            )
-            pairs.append((outer, inner))
+        pairs = [self._pair(tolerance, split, float(t)) for split in SPLITS]
         return min(pairs, key=lambda pair: pair[0] * (pair[1] + 3))
 
     def score_error(self, t: float) -> float:
@@ -245,55 +229,36 @@ class NestedScore(MissingFrames):
         Raises:
             ValueError: where the loop diverges.
         """
-        t = float(t)
-        found = self._outer(t)[0]  # (d, M, M)
-        exact = self._noised_left(t)
+        found, exact = self._outer(float(t))[0], self._noised_system(float(t))[0]  # (d, M, M)
         of_noise = (torch.linalg.inv(exact) - found) @ torch.linalg.cholesky(exact)
-        # Σ_mo (Σ_oo⁻¹ − Q) Σ_oo^½, but for a rotation
-        lost = self._spatial.sqrt()[:, None, None] * self._root * self._inner_rest()[:, None, :]
-        of_mean = alpha(t) * found @ lost
+        of_mean = alpha(float(t)) * found @ self._inner.lost()
         total = of_noise.square().sum() + of_mean.square().sum()
-        return (total / self._score_energy(t)).sqrt().item()
+        return (total / self._score_energy(float(t))).sqrt().item()
 
-    # ---- its parts ------------------------------------------------------------------------------
-
-    def _inner_rest(self) -> Tensor:
-        """p of the inner loop on the eigenvalues of Σ_oo, (d, O)."""
-        values = torch.outer(self._spatial, self._seen_values)
-        low, high = (values.new_tensor(x) for x in self.inner_extremes)
-        return self.method.error_polynomial(values, low, high, self.inner_steps)
-
-    def _inner(self) -> Tensor:
-        """Σ_mo Q for each eigenvalue of Σ, (d, M, O)."""
-        done = (1 - self._inner_rest()) / self._seen_values.sqrt()
-        return (self._root * done[:, None, :]) @ self._seen_vectors.T
+    # ---- their parts ----------------------------------------------------------------------------
 
     def _outer(self, t: Number) -> Tensor:
-        """What K outer steps make of the inverse of Ã, (batch or 1, d, M, M); raises if nothing."""
+        """What K outer steps make of the inverse of Ã, (batch or 1, d, M, M)."""
         values, vectors = torch.linalg.eigh(self.system(t))
-        low, high = self.extremes(self._at_home(t))
-        low, high = low.reshape(-1, 1, 1), high.reshape(-1, 1, 1)
+        low, high = (end.reshape(-1, 1, 1) for end in self.extremes(self._at_home(t)))
         self._require_convergence(t, values, low, high)
         response = self.method.response(values, low, high, self.steps)
         return (vectors * response[..., None, :]) @ vectors.mT
-
-    def _inner_factor(self, inner_steps: int | None) -> float:
-        count = self.inner_steps if inner_steps is None else inner_steps
-        return self.method.bound(*self.inner_extremes, count)
 
     def _noised(self, t: Number) -> tuple[Number, Number]:
         """The interval for A_t, not moved."""
         ends = self.spectrum
         if not self.every_mask:
             ends = [(self._left_values[k] * self._spatial[k]).item() for k in (0, -1)]
-        self._at_home(t)
+        require_step(t)
         low, high = (sigma(t) ** 2 + alpha(t) ** 2 * end for end in ends)
         return low, high
 
-    def _noised_left(self, t: float) -> Tensor:
-        """A_t for each eigenvalue of Σ, (d, M, M)."""
+    def _noised_system(self, t: Number) -> Tensor:
+        """A_t for each eigenvalue of Σ, (batch or 1, d, M, M)."""
+        steps, clean = self._column(t), self._spatial[:, None, None] * self._left
         eye = torch.eye(len(self._left), dtype=torch.float64, device=self.device)
-        return alpha(t) ** 2 * self._spatial[:, None, None] * self._left + sigma(t) ** 2 * eye
+        return alpha(steps) ** 2 * clean + sigma(steps) ** 2 * eye
 
     def _score_energy(self, t: float) -> float:
         """tr A_t⁻¹, the mean square of the score."""
@@ -301,16 +266,24 @@ class NestedScore(MissingFrames):
         return (1 / (alpha(t) ** 2 * values + sigma(t) ** 2)).sum().item()
 
     def _bound(self, t: float, steps: int, factor: float) -> float:
+        """The bound, for an inner loop with the factor ρ."""
         (low, high), signal = self._noised(t), alpha(t)
-        drift = signal**2 * factor * self._explained_norm
+        drift = signal**2 * factor * self._inner.explained_norm
         if not drift < low:
             return math.inf
-        mean = signal * factor * math.sqrt(self._explained_trace / self._score_energy(t))
+        mean = signal * factor * math.sqrt(self._inner.explained_trace / self._score_energy(t))
         delta = math.hypot(drift, mean) / (low - drift)
         return self.method.bound(low - drift, high + drift, steps) * (1 + delta) + delta
 
+    def _pair(self, tolerance: float, split: float, t: float) -> tuple[int, int]:
+        """K for a part of the tolerance, then K_aux for all of it."""
+        outer = least_count(lambda k: self._bound(t, k, 0.0) <= tolerance / split)
+        return outer, least_count(
+            lambda k: self._bound(t, outer, self._inner.factor(k)) <= tolerance
+        )
+
     def _column(self, t: Number) -> Tensor:
-        """Steps as (batch or 1, 1, 1, 1)."""
+        """Steps as (batch or 1, 1, 1, 1) where the law is."""
         return self._at_home(t).reshape(-1, 1, 1, 1)
 
     def _require_convergence(self, t: Number, values: Tensor, low: Tensor, high: Tensor) -> None:
@@ -325,5 +298,5 @@ class NestedScore(MissingFrames):
         raise ValueError(
             f"the nested loop diverges at t={t:.4g}: after {self.inner_steps} inner steps the outer"
             f" loop has eigenvalues up to {values.max():.3g}, and its step size is for {low:.3g} to"
-            f" {high:.3g}; it converges with inner_steps={needed}"
+            f" {high:.3g}; it surely converges with inner_steps={needed}"
         )

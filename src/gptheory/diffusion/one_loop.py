@@ -1,8 +1,8 @@
 r"""The score of missing frames by one loop on all frames, whichever are missing.
 
 Gradient descent, or a method with momentum, on
-:math:`\tfrac12 s^\top C_t s + s^\top r` with :math:`C_t` and r of :mod:`gptheory.diffusion.missing`:
-the observed frames are not solved for first, they take part with a noise level of their own, 0.
+:math:`\tfrac12 s^\top C_t s + s^\top r`, see :mod:`gptheory.diffusion.missing` for C and r:
+the seen frames are not solved for first, they take part, with a noise level of their own, 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..support.precision import full_precision
 from ..support.spectra import along_frames
 from .methods import Number, least_count
-from .missing import MissingFrames, descended
+from .missing import MissingFrames, descended, last
 from .schedule import alpha, sigma
 from .unrolled import as_level
 
@@ -35,7 +35,7 @@ class OneLoopScore(MissingFrames):
     the ordinary factor of the method. *Proof.* r has the covariance :math:`C_t`, and all frames of
     the error are :math:`p_K(C_t)C_t^{-1}r`; so its block at missing frames has the second moment
     :math:`[C_t^{-1/2}p_K(C_t)^2C_t^{-1/2}]_{mm} \preceq \max p_K^2\,[C_t^{-1}]_{mm}`, and the last
-    block is that of :math:`s^*`. Since :math:`D^2 + N = I`, the spectrum of :math:`C_t` lies between
+    block is that of :math:`s^*`. Since :math:`D^2 + N = I`, the spectrum of :math:`C_t` is between
     :math:`\min(1, \lambda_{\min}(\Gamma\otimes\Sigma))` and
     :math:`\max(1, \lambda_{\max}(\Gamma\otimes\Sigma))` for every mask and every t.
 
@@ -69,9 +69,7 @@ class OneLoopScore(MissingFrames):
         Raises:
             ValueError: for a wrong shape or a step that is not finite and > 0.
         """
-        for last in self.iterates(v, t):
-            pass
-        return last
+        return last(self.iterates(v, t))
 
     @full_precision()
     def iterates(self, v: Tensor, t: Number) -> Iterator[Tensor]:
@@ -111,9 +109,8 @@ class OneLoopScore(MissingFrames):
 
     def system(self, t: Number, variance: float | Tensor = 1.0) -> Tensor:
         r""":math:`C_t` for Σ = ``variance``, a number: (..., N, N) float64 for t of shape (...)."""
-        steps = self._at_home(t)[..., None]
-        signal = torch.where(self.observed, 1.0, alpha(steps))
-        noise = torch.where(self.observed, 0.0, sigma(steps))
+        steps = self._at_home(t)[..., None] * self.missing  # 0 where a frame is seen
+        signal, noise = alpha(steps), sigma(steps)
         clean = variance * signal[..., None] * self.process.gram() * signal[..., None, :]
         return clean + torch.diag_embed(noise**2)
 
