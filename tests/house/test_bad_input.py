@@ -76,7 +76,10 @@ STEPS = """
     UnrolledScore.condition_number t; require_step t; LearnedSteps.coefficients t;
     LatentScore.forward t; FullScore.forward t; UnrolledScore.filtered t; ExactScore.__call__ t;
     UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
-    LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t
+    LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t;
+    OneLoopScore.__call__ t; OneLoopScore.extremes t; OneLoopScore.condition_number t;
+    NestedScore.__call__ t; NestedScore.extremes t; NestedScore.system t;
+    NestedScore.drift t; OneLoopScore.iterates t; OneLoopScore.coefficients t
 """
 # covariances, means, what is compared: integers convert exactly
 MATRICES = """
@@ -106,7 +109,9 @@ SEQUENCES = """
     PredictedScore.forward v; Edited.__call__ v; denoiser_jacobian v; shuffled_frames x;
     LatentMap.decode latents; LatentMap.pixel_covariance covariance; Digits.recentred frames;
     Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x;
-    ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs
+    ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs;
+    OneLoopScore.__call__ v; OneLoopScore.iterates v; NestedScore.__call__ v;
+    NestedScore.iterates v
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """
@@ -158,6 +163,7 @@ INNER = {
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
     "support.conjugate": "systems that were checked",
+    "InnerLoop": "matrices of a process that was checked", "descended": "a loop over numbers",
     "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
     "require_score": "looks at shapes", "as_level": "a change of shape",
     "noised_score": "what ExactScore has checked", "noised_log_prob": "the same",

@@ -98,7 +98,7 @@ class OneLoopScore(MissingFrames):
             return min(1.0, self.spectrum[0]), max(1.0, self.spectrum[1])
         # the smallest belongs to the smallest eigenvalue of Σ, the largest to the largest
         low, high = (
-            torch.linalg.eigvalsh(self.system(t, self._spatial[end]))[..., end] for end in (0, -1)
+            torch.linalg.eigvalsh(self._system(t, self._spatial[end]))[..., end] for end in (0, -1)
         )
         return (low, high) if isinstance(t, Tensor) else (low.item(), high.item())
 
@@ -107,8 +107,8 @@ class OneLoopScore(MissingFrames):
         low, high = self.extremes(t)
         return high / low
 
-    def system(self, t: Number, variance: float | Tensor = 1.0) -> Tensor:
-        r""":math:`C_t` for Σ = ``variance``, a number: (..., N, N) float64 for t of shape (...)."""
+    def _system(self, t: Number, variance: Tensor) -> Tensor:
+        r""":math:`C_t` for a Σ that is a number, (..., N, N) float64 for t of shape (...)."""
         steps = self._at_home(t)[..., None] * self.missing  # 0 where a frame is seen
         signal, noise = alpha(steps), sigma(steps)
         clean = variance * signal[..., None] * self.process.gram() * signal[..., None, :]
@@ -146,7 +146,7 @@ class OneLoopScore(MissingFrames):
         """
         k = self.steps if steps is None else steps
         low, high = (torch.as_tensor(x, dtype=torch.float64) for x in self.extremes(float(t)))
-        systems = self.system(float(t), self._spatial[:, None, None])  # (d, N, N)
+        systems = self._system(float(t), self._spatial[:, None, None])  # (d, N, N)
         values, vectors = torch.linalg.eigh(systems)
         values = values.clamp(min=low.item())  # below it by rounding alone
         weights = vectors[:, self.missing].square().sum(dim=1) / values  # (d, N)
