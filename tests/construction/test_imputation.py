@@ -128,6 +128,14 @@ def test_nested_network_counts_what_the_theorem_counts():
     assert stream == 5 * law.dim + 20
 
 
+@pytest.mark.parametrize("scale", [0.02, 30.0])
+def test_processes_of_another_scale(scale):
+    """Where the spectrum of C_t is that of the noise at one end, for the noise has variance 1."""
+    law = GaussianProcess(process().temporal, scale * process().spatial, seq_len=8)
+    network, v = build_imputation_transformer(law, 150), noised(law, MASK)
+    assert_identity(network(v, T, MASK), ExactScore(law.condition(v, MASK))(v, T), condition=100.0)
+
+
 def test_sequences_of_a_batch_have_masks_and_steps_of_their_own():
     law, t = process(), torch.tensor([0.01, 0.3, 2.0], dtype=F64)
     masks = torch.stack([MASK, ~MASK, MASK.roll(1)])

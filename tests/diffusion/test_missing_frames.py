@@ -158,11 +158,13 @@ def test_error_of_nested_loops_is_the_expectation(steps, inner, method, every_ma
 
 
 @pytest.mark.statement("YC Lemma 4")
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
 @pytest.mark.parametrize("t", [1e-3, 0.1, 5.0])
-@pytest.mark.parametrize("seed", range(4))
-def test_blocks_of_the_joint_system(t, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_of_the_joint_system(t, scale, seed):
     """[C⁻¹]_mm = A⁻¹, and one interval holds the spectrum of C for every mask and t."""
     law, generator = process(seed=seed), seeded(seed)
+    law = GaussianProcess(law.temporal, scale * law.spatial, law.mean, 8)
     observed = torch.rand(8, generator=generator) < 0.5
     observed[:2] = torch.tensor([True, False])
     seen, dense = observed.repeat_interleave(2), system(law, observed, t)[0]
@@ -170,12 +172,42 @@ def test_blocks_of_the_joint_system(t, seed):
     a = alpha(t) ** 2 * conditional + sigma(t) ** 2 * torch.eye(len(conditional), dtype=F64)
     block = torch.linalg.inv(dense)[~seen][:, ~seen]
     assert_identity(block, torch.linalg.inv(a), condition=1e3)
-    score = OneLoopScore(law, observed, 1)
+    # with a score of covariance A⁻¹ below 1/σ², as the bound of the lemma
+    assert_at_most(torch.linalg.eigvalsh(block)[-1].item(), 1 / sigma(t) ** 2)
     values = torch.linalg.eigvalsh(dense)
-    assert_identity(torch.tensor(score.extremes(t), dtype=F64), values[[0, -1]])
+    own = OneLoopScore(law, observed, 1).extremes(t)
+    assert_identity(torch.tensor(own, dtype=F64), values[[0, -1]])
     low, high = OneLoopScore(law, observed, 1, every_mask=True).extremes(t)
     assert_at_most(low, values[0].item())
     assert_at_most(values[-1].item(), high)
+
+
+@pytest.mark.statement("YC Lemma 1", "YC Lemma 3")
+@intervals
+@stationary
+def test_the_bound_of_nested_loops_is_that_of_the_theorem(method, every_mask):
+    """By dense matrices, with every constant; and its parts bound what they are said to."""
+    law, steps, inner, t = process(), 30, 400, T
+    score, seen = (
+        NestedScore(law, SEEN, steps, inner, method, every_mask),
+        SEEN.repeat_interleave(2),
+    )
+    s = law.covariance()
+    e = s[~seen][:, seen] @ torch.linalg.solve(s[seen][:, seen], s[seen][:, ~seen])
+    eye = torch.eye(len(e), dtype=F64)
+    a = alpha(t) ** 2 * (s[~seen][:, ~seen] - e) + sigma(t) ** 2 * eye
+    ends = [torch.linalg.eigvalsh(x)[[0, -1]].tolist() for x in (s, s[seen][:, seen], a)]
+    own = [sigma(t) ** 2 + alpha(t) ** 2 * x for x in ends[0]] if every_mask else ends[2]
+    rho = METHODS[method].bound(*(ends[0] if every_mask else ends[1]), inner)
+    drift = alpha(t) ** 2 * rho * torch.linalg.matrix_norm(e, 2).item()
+    mean = alpha(t) * rho * (e.trace() / torch.linalg.inv(a).trace()).sqrt().item()
+    delta = math.hypot(drift, mean) / (own[0] - drift)
+    factor = METHODS[method].bound(own[0] - drift, own[1] + drift, steps)
+    assert score.convergence_bound(t) == pytest.approx(factor * (1 + delta) + delta, rel=1e-9)
+    assert score.drift(t) == pytest.approx(drift, rel=1e-9)
+    values = torch.linalg.eigvalsh(score.system(t))
+    assert_at_most(own[0] - drift, values.min().item())
+    assert_at_most(values.max().item(), own[1] + drift)
 
 
 KERNELS = (

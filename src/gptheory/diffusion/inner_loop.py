@@ -1,7 +1,7 @@
-r"""The inner loop of nested gradient descent: what it makes of :math:`\Sigma_{mo}\Sigma_{oo}^{-1}`.
+r"""The inner loop of nested gradient descent: what it makes of :math:`S_{mo}S_{oo}^{-1}`.
 
-K_aux steps from zero apply a polynomial Q of :math:`\Sigma_{oo}` instead of its inverse, with
-:math:`\Sigma_{oo}^{-1} - Q = \Sigma_{oo}^{-1}p(\Sigma_{oo})`. All is diagonal in Σ, and with
+K_aux steps from zero apply a polynomial Q of :math:`S_{oo}` instead of its inverse, with
+:math:`S_{oo}^{-1} - Q = S_{oo}^{-1}p(S_{oo})`. All is diagonal in Σ, and with
 :math:`\Gamma_{oo} = U\operatorname{diag}(l)U^\top` all that matters is made of
 :math:`R = \Gamma_{mo}U\operatorname{diag}(l)^{-1/2}`.
 """
@@ -51,21 +51,21 @@ class InnerLoop:
         return self.method.bound(*self.extremes, self.steps if steps is None else steps)
 
     def rest(self) -> Tensor:
-        r"""p on the eigenvalues of :math:`\Sigma_{oo}`, (d, O)."""
+        r"""p on the eigenvalues of :math:`S_{oo}`, (d, O)."""
         values = torch.outer(self.spatial, self._scale)
         low, high = (values.new_tensor(end) for end in self.extremes)
         return self.method.error_polynomial(values, low, high, self.steps)
 
     def weights(self) -> Tensor:
-        r""":math:`\Sigma_{mo}Q` for each eigenvalue of Σ, (d, M, O)."""
+        r""":math:`S_{mo}Q` for each eigenvalue of Σ, (d, M, O)."""
         done = (1 - self.rest()) / self._scale.sqrt()
         return (self.root * done[:, None, :]) @ self._vectors.T
 
     def lost(self) -> Tensor:
-        r""":math:`\Sigma_{mo}(\Sigma_{oo}^{-1} - Q)\Sigma_{oo}^{1/2}`, rotated, (d, M, O)."""
+        r""":math:`S_{mo}(S_{oo}^{-1} - Q)S_{oo}^{1/2}`, rotated, (d, M, O)."""
         return self.spatial.sqrt()[:, None, None] * self.root * self.rest()[:, None, :]
 
     def unexplained(self) -> Tensor:
-        r""":math:`\Sigma_{mo}(\Sigma_{oo}^{-1} - Q)\Sigma_{om}`, (d, M, M)."""
+        r""":math:`S_{mo}(S_{oo}^{-1} - Q)S_{om}`, (d, M, M)."""
         own = (self.root * self.rest()[:, None, :]) @ self.root.T
         return self.spatial[:, None, None] * own

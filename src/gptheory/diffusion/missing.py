@@ -8,7 +8,7 @@ has the covariance and the residual
 .. math:: C_t = D(\Gamma\otimes\Sigma)D + N, \qquad r = v - D\mu.
 
 The block of :math:`C_t^{-1}` at missing frames (m) is :math:`A_t^{-1}`,
-:math:`A_t = \alpha_t^2\Sigma_{cond} + \sigma_t^2 I`, and that of :math:`-C_t^{-1}r` is the score.
+:math:`A_t = \alpha_t^2S_{cond} + \sigma_t^2 I`, and that of :math:`-C_t^{-1}r` is the score.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""The score of missing frames by nested gradient descent, with a bound that has its constants.
 
-Written with blocks of :math:`\Gamma\otimes\Sigma` at missing (m) and observed (o) frames, the score
+With blocks of :math:`S = \Gamma\otimes\Sigma` at missing (m) and observed (o) frames, the score
 is the minimiser of a quadratic of
-:math:`A_t = \alpha_t^2(\Sigma_{mm} - \Sigma_{mo}\Sigma_{oo}^{-1}\Sigma_{om}) + \sigma_t^2 I`. The
+:math:`A_t = \alpha_t^2(S_{mm} - S_{mo}S_{oo}^{-1}S_{om}) + \sigma_t^2 I`. The
 inverse in it is the work of a second, inner loop.
 """
 
@@ -32,16 +32,16 @@ SPLITS = (1.02, 1.05, 1.1, 1.3, 2.0, 4.0)  # how much of a tolerance the inner l
 class NestedScore(MissingFrames):
     r"""K outer steps, each with K_aux inner ones, from zero: Algorithm 2 with all frames in one v.
 
-    .. math:: s \leftarrow s - \eta\left(\alpha_t^2(\Sigma_{mm}s - \Sigma_{mo}u(s)) + \sigma_t^2 s
+    .. math:: s \leftarrow s - \eta\left(\alpha_t^2(S_{mm}s - S_{mo}u(s)) + \sigma_t^2 s
               + v_m - \alpha_t\tilde\mu\right), \qquad
-              u \leftarrow u - \theta(\Sigma_{oo}u - \Sigma_{om}s),
+              u \leftarrow u - \theta(S_{oo}u - S_{om}s),
 
-    and :math:`\tilde\mu = \mu_m + \Sigma_{mo}\,u(x_o - \mu_o)` by the same inner loop. Source: YC
+    and :math:`\tilde\mu = \mu_m + S_{mo}\,u(x_o - \mu_o)` by the same inner loop. Source: YC
     Algorithm 2; YC Lemma 1.
 
-    **Bound.** The inner loop applies a polynomial Q of :math:`\Sigma_{oo}` with
-    :math:`\Sigma_{oo}^{-1} - Q = \Sigma_{oo}^{-1}p(\Sigma_{oo})`, :math:`|p| \le \rho`. With
-    :math:`E = \Sigma_{mo}\Sigma_{oo}^{-1}\Sigma_{om} = \Sigma_{mm} - \Sigma_{cond}` the outer loop
+    **Bound.** The inner loop applies a polynomial Q of :math:`S_{oo}` with
+    :math:`S_{oo}^{-1} - Q = S_{oo}^{-1}p(S_{oo})`, :math:`|p| \le \rho`. With
+    :math:`E = S_{mo}S_{oo}^{-1}S_{om} = S_{mm} - S_{cond}` the outer loop
     therefore solves with an :math:`\tilde A_t` that is off by the *drift*
     :math:`e = \alpha_t^2\rho\|E\|` at most, towards a mean that is off by
     :math:`E\|\mu_{cond} - \tilde\mu\|^2 \le \rho^2\operatorname{tr}E`. While
@@ -60,7 +60,7 @@ class NestedScore(MissingFrames):
         steps, inner_steps: K and K_aux, both >= 1.
         method: of both loops, ``"gradient-descent"``, the paper's, or ``"heavy-ball"``.
         every_mask: take step sizes that serve all masks, from the eigenvalues of Γ ⊗ Σ, between
-            which those of :math:`\Sigma_{oo}` and of :math:`\Sigma_{cond}` lie.
+            which those of :math:`S_{oo}` and of :math:`S_{cond}` lie.
 
     Raises:
         NotPSDError: if the covariance of the observed frames is singular up to rounding.
@@ -68,7 +68,7 @@ class NestedScore(MissingFrames):
             counts below 1 or an unknown method.
 
     Accuracy: 1e-12 relative to exact arithmetic in float64, 1e-5 in float32, times κ of
-    :math:`\Sigma_{oo}` for the rounding of the inverse.
+    :math:`S_{oo}` for the rounding of the inverse.
     """
 
     @lasting
@@ -132,7 +132,7 @@ class NestedScore(MissingFrames):
         def clean(x: Tensor) -> Tensor:
             return along_frames(gram, x @ spatial)
 
-        def explained(rhs: Tensor) -> Tensor:  # Σ_mo u, with u of the inner loop
+        def explained(rhs: Tensor) -> Tensor:  # S_mo u, with u of the inner loop
             u = last(descended(lambda u: seen * clean(u), seen * rhs, inner))
             return ~seen * clean(u)
 
@@ -153,7 +153,7 @@ class NestedScore(MissingFrames):
 
     @property
     def inner_extremes(self) -> tuple[float, float]:
-        r"""The interval for which the inner step size is: extreme eigenvalues of Σ_oo."""
+        r"""The interval for which the inner step size is: extreme eigenvalues of S_oo."""
         return self._inner.extremes
 
     def extremes(self, t: Number) -> tuple[Number, Number]:
