@@ -62,13 +62,13 @@ class Conditional:
         self._single = x.ndim == 2
         x = x[None] if self._single else x
         require_sequences("x", x, self.seq_len, self.dim)
-        require_count("the number of sequences", len(x))
+        require_count("the number of sequences in x", len(x))
         whole = (len(x), self.seq_len, self.dim)
         observed = _as_mask(observed, whole).to(process.device)
         seen = observed if observed.ndim == 3 else observed[..., None]
         x = x.detach().to(process.device, torch.float64)
-        require_finite("x at observed frames", torch.where(seen, x, 0.0))
-        self._seen = seen.expand(whole)
+        require_finite("x where it was observed", torch.where(seen, x, 0.0))
+        self._seen = seen.expand(whole).clone()
         self._x = torch.where(seen, x, 0.0)
         _require_some(self._seen)
 
@@ -84,7 +84,7 @@ class Conditional:
     @property
     def parts(self) -> tuple[object, ...]:
         """Those of the law of whole sequences, what was seen, and where."""
-        return *self._joint.parts, self._x, self._seen.clone()
+        return *self._joint.parts, self._x, self._seen
 
     def to(self, device: torch.device | str) -> Conditional:
         """The same law on a device."""
@@ -141,11 +141,12 @@ class Conditional:
                 f"v must have as many sequences as the law, {len(self._x)}, or a multiple of that"
                 f" (n draws for each, as sample(n).flatten(0, 1)), got {len(v)}"
             )
-        return v.unflatten(0, (-1, len(self._x)))
+        return v.unflatten(0, (len(v) // len(self._x), len(self._x)))
 
-    def _level_by_draw(self, level: float | Tensor) -> float | Tensor:
-        """A level (n · batch, 1, 1) as (n, batch, 1, 1); one for all as it is."""
-        return self._by_draw(level) if isinstance(level, Tensor) and level.numel() > 1 else level
+    def _level_by_draw(self, level: float | Tensor, v: Tensor) -> float | Tensor:
+        """A level (n · batch, 1, 1) of v as (n, batch, 1, 1); one for all as it is."""
+        own = isinstance(level, Tensor) and level.ndim and len(level) == len(v)
+        return self._by_draw(level) if own else level
 
 
 class ConditionalProcess(Conditional):
@@ -246,8 +247,9 @@ class ConditionalProcess(Conditional):
         With :math:`\Gamma_{cond}`, Σ and the conditional mean; all that is known of processes
         (samplers' exact laws, distances, budgets) applies to it.
         """
+        temporal = self.temporal(k)
         mean = self._mean[k][self._free[k, :, 0]]
-        return type(self._joint)(self.temporal(k), self._joint.spatial, mean)
+        return type(self._joint)(temporal, self._joint.spatial, mean)
 
     def covariance(self, k: int = 0) -> Tensor:
         r""":math:`\Gamma_{cond}\otimes\Sigma` of sequence k, (M·d, M·d) float64, dense.
@@ -410,7 +412,7 @@ class ConditionalProcess(Conditional):
     ) -> tuple[Tensor, float | Tensor, float | Tensor]:
         """(v − a μ_cond) of missing frames in the eigenbasis, (n, batch, M, d), and the levels."""
         u, w, _variances, _own, mean = self._factors_for(v)
-        signal, noise = self._level_by_draw(signal), self._level_by_draw(noise)
+        signal, noise = self._level_by_draw(signal, v), self._level_by_draw(noise, v)
         missing = self._own(self._missing)[..., None].to(v.device)
         residual = torch.where(missing, self._take(self._by_draw(v)) - signal * mean, 0.0)
         return u.mT @ residual @ w, signal, noise

@@ -71,8 +71,8 @@ class ConditionalEntries(Conditional):
         ValueError, NotPSDError: as there.
 
     Accuracy: relative residuals of 1e-12, or what rounding allows; found against dense linear
-    algebra 2e-11 for the mean and 2e-12 for the score, κ(Γ ⊗ Σ) up to 1e6. Gradients pass through v once, none through x, and levels that ask
-    for one are refused.
+    algebra 2e-11 for the mean and 2e-12 for the score, κ(Γ ⊗ Σ) up to 1e6. Gradients pass through
+    v once, none through x, and levels that ask for one are refused.
     """
 
     _by_entries = True
@@ -199,7 +199,7 @@ class ConditionalEntries(Conditional):
 
         Args and returns: see :meth:`.KnownLaw.noised_log_prob`; n sequences for each of the batch.
         """
-        a, s = (self._level_by_draw(x) for x in (signal, noise))
+        a, s = (self._level_by_draw(x, v) for x in (signal, noise))
         found = [
             self._log_density(k, self._by_draw(v)[:, k], _of_sequence(a, k), _of_sequence(s, k))
             for k in range(len(self._x))
@@ -234,7 +234,7 @@ class ConditionalEntries(Conditional):
                 f"a covariance of {count} entries is above the limit of {ROWS}: each row is a run"
                 " of conjugate gradients; means, scores and draws need none"
             )
-        unit = torch.eye(free.numel()).to(self._x)[free.flatten()].view(count, *free.shape)
+        unit = self._x.new_ones(free.numel()).diag()[free.flatten()].view(count, *free.shape)
         rows = _product(self._joint, unit)
         known = self._explained(rows, seen.expand_as(rows))
         own = (rows - known)[:, free]
@@ -259,7 +259,7 @@ class ConditionalEntries(Conditional):
 
 
 class _Missing:
-    r"""Systems with the missing block of :math:`G = (C + rI)^{-1}`, the inverse of C_cond for r = 0.
+    r"""Systems with the missing block of :math:`G = (C + rI)^{-1}`: C_cond's inverse for r = 0.
 
     Args:
         process: C = Γ ⊗ Σ.
