@@ -122,6 +122,8 @@ def test_entries_and_noise_are_those_of_dense_linear_algebra(seed, noise, t):
             assert (score[row].flatten()[~free] == 0).all()
             normal = torch.distributions.MultivariateNormal(a * mean, noised)
             assert abs(density[row] - normal.log_prob(flat)) <= 1e-9 * abs(density[row]) + 1e-9
+            clean = torch.distributions.MultivariateNormal(mean, covariance).log_prob(flat)
+            assert abs(law.log_prob(v)[row] - clean) <= 1e-9 * abs(clean) + 1e-9
         values = torch.linalg.eigvalsh(covariance)
         assert_identity(law.condition_number[k], values[-1] / values[0], condition=100)
         assert_identity(law.effective_dimension[k], values.sum() ** 2 / (values**2).sum())
@@ -485,7 +487,7 @@ def test_measures_of_processes_measure_conditional_ones(name):
     own = decaying_process(96, 8, 128.0)
     law = own.condition(own.sample(1, seeded(1), F64), pattern(name, 96, 16))
     found = sampling_error(law.process(), steps=24)
-    assert found.kl <= 1e-3
+    assert found.kl <= 1e-3 * 16 * 8
 
 
 # ---- masks --------------------------------------------------------------------------------------
@@ -643,6 +645,10 @@ def test_a_density_needs_a_regular_law():
     v = torch.zeros(1, 5, 2, dtype=F64)
     with pytest.raises(NotPSDError, match="singular to float64 precision"):
         law.log_prob(v)
+    with pytest.raises(ValueError, match="x where it is missing must be finite, got 4 NaN"):
+        law.log_prob(v * math.nan)
+    with pytest.raises(NotPSDError, match="singular to float64 precision"):
+        ConditionalEntries(flat, v, observed, 0.1).log_prob(v)
     assert torch.isfinite(law.noised_log_prob(v, 0.9, 0.4)).all()
 
 

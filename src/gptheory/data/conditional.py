@@ -130,6 +130,29 @@ class Conditional:
         require_step(t)
         return self.noised_score(v, *_levels(t, v))
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Log-density of what is missing in x given what was seen.
+
+        Args:
+            x: (n · batch, N, d), n for each, draw by draw; what was seen is not looked at.
+
+        Returns:
+            (n · batch,), dtype and device of x; computed in float64.
+
+        Raises:
+            ValueError: for a wrong shape, or values of what is missing that are not finite.
+            NotPSDError: if the conditional covariance is singular to rounding, so that no density
+                exists.
+        """
+        require_sequences("x", x, self.seq_len, self.dim)
+        require_finite("x where it is missing", self._by_draw(x)[:, self._free.to(x.device)])
+        if self._is_singular():
+            raise NotPSDError(
+                "the conditional covariance is singular to float64 precision, so it has no"
+                " density; ask for the density of the noised sequence"
+            )
+        return self.noised_log_prob(x, 1.0, 0.0)
+
     def _alone(self, values: Tensor) -> Tensor:
         """Without the batch, where one sequence was given without."""
         return values[0] if self._single else values
@@ -223,7 +246,7 @@ class ConditionalProcess(Conditional):
         inside = torch.where(seen[:, :, None] & seen[:, None], gram, 0.0)
         factor, failed = torch.linalg.cholesky_ex(inside + (~seen).to(gram).diag_embed())
         if failed.any():
-            raise too_smooth("Cholesky's factorisation of Γ_oo fails")
+            raise _too_smooth("Cholesky's factorisation of Γ_oo fails")
         return factor
 
     @property
@@ -340,30 +363,11 @@ class ConditionalProcess(Conditional):
         noised = torch.where(own, signal**2 * variances + noise**2, 1 / (2 * math.pi))
         return diagonal_log_density(rotated.flatten(-2), noised.flatten(-2)).flatten().to(v)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        r"""Log-density of the missing frames of x given those that were seen.
-
-        Args:
-            x: (n · batch, N, d), n for each, draw by draw; seen frames are not looked at.
-
-        Returns:
-            (n · batch,), dtype and device of x; computed in float64.
-
-        Raises:
-            ValueError: for a wrong shape or missing frames that are not finite.
-            NotPSDError: if Γ_cond or Σ is singular to rounding, so that no density exists.
-        """
-        require_sequences("x", x, self.seq_len, self.dim)
-        require_finite("x at missing frames", self._by_draw(x)[:, self._free.to(x.device)])
+    def _is_singular(self) -> bool:
         values = torch.where(self._own_values, self._spectrum[0], torch.inf).amin(dim=1)
-        singular = (values <= spectrum_rounding(self._spectrum[0])[:, 0]).any()
         spatial = self._joint.spatial_spectrum[0]
-        if singular or spatial[0] <= spectrum_rounding(spatial):
-            raise NotPSDError(
-                "the conditional covariance is singular to float64 precision, so it has no"
-                " density; ask for the density of the noised sequence"
-            )
-        return self.noised_log_prob(x, 1.0, 0.0)
+        own = (values <= spectrum_rounding(self._spectrum[0])[:, 0]).any()
+        return bool(own) or bool(spatial[0] <= spectrum_rounding(spatial))
 
     def _of(self, k: int) -> tuple[int, int]:
         """The pattern of sequence k, and how many frames it misses."""
@@ -382,7 +386,7 @@ class ConditionalProcess(Conditional):
         values = torch.where(self._own_values, values, 0.0)
         limit = PSD_TOLERANCE * self._joint.gram().diagonal().max()
         if (values < -limit).any():
-            raise too_smooth(f"Γ_cond has the eigenvalue {values.min():.3g}")
+            raise _too_smooth(f"Γ_cond has the eigenvalue {values.min():.3g}")
         return values.clamp(min=0), vectors
 
     @property
@@ -489,12 +493,12 @@ def _require_regular(process: GaussianProcess, seen: Tensor) -> None:
     for each in seen:
         own = torch.linalg.eigvalsh(process.gram()[each][:, each])
         if own[0] <= spectrum_rounding(own, dtype):
-            raise too_smooth(
+            raise _too_smooth(
                 f"Γ_oo has the smallest eigenvalue {own[0]:.3g} and the largest {own[-1]:.3g}"
             )
 
 
-def too_smooth(what: str) -> NotPSDError:
+def _too_smooth(what: str) -> NotPSDError:
     """The error for a process that cannot be conditioned, and why."""
     return NotPSDError(
         f"the process is too smooth to be conditioned in float64: {what}, singular to rounding;"

@@ -31,7 +31,7 @@ from ..support.rounding import gamma, spectrum_rounding
 from ..support.spectra import covariance_spectrum
 from ..support.validation import require_count
 from ..support.wrappers import lasting
-from .conditional import Conditional, too_smooth
+from .conditional import Conditional, _too_smooth
 from .law import diagonal_log_density
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class ConditionalEntries(Conditional):
         self._free = ~self._seen if noise == 0 else torch.ones_like(self._seen)
         values = process.temporal_spectrum[0]
         if noise == 0 and values[0] <= spectrum_rounding(values, process.temporal_dtype):
-            raise too_smooth(f"Γ has the smallest eigenvalue {values[0]:.3g}")
+            raise _too_smooth(f"Γ has the smallest eigenvalue {values[0]:.3g}")
         self._covariances: dict[int, tuple[Tensor, ...]] = {}
 
     def to(self, device: torch.device | str) -> ConditionalEntries:
@@ -205,6 +205,10 @@ class ConditionalEntries(Conditional):
             for k in range(len(self._x))
         ]
         return torch.stack(found, dim=1).flatten().to(v)
+
+    def _is_singular(self) -> bool:
+        spectra = [self._covariance_of(k)[1] for k in range(len(self._x))]
+        return any(bool(values[0] <= spectrum_rounding(values)) for values in spectra)
 
     def _log_density(
         self, k: int, v: Tensor, signal: float | Tensor, noise: float | Tensor
