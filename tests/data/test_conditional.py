@@ -86,6 +86,8 @@ def test_frames_given_frames_are_those_of_dense_linear_algebra(seed, batch, seq_
         assert_within(law.mean[k].flatten()[free], mean)
         assert torch.equal(law.mean[k][observed[k]], x[k][observed[k]])
         assert_within(law.covariance(k), covariance)
+        assert_within(law.variance[k].flatten()[free], covariance.diagonal())
+        assert (law.variance[k][observed[k]] == 0).all()
         assert torch.equal(law.covariance(k), torch.kron(law.temporal(k), own.spatial))
         noised = a**2 * covariance + s**2 * torch.eye(len(mean), dtype=F64)
         for row in (k, batch + k):
@@ -115,6 +117,8 @@ def test_entries_and_noise_are_those_of_dense_linear_algebra(seed, noise, t):
         free, mean, covariance = dense(own, x[k], observed[k], noise)
         assert_within(law.mean[k].flatten()[free], mean)
         assert_within(law.covariance(k), covariance)
+        assert_identity(law.variance[k].flatten()[free], law.covariance(k).diagonal())
+        assert (law.variance[k].flatten()[~free] == 0).all()
         noised = a**2 * covariance + s**2 * torch.eye(len(mean), dtype=F64)
         for row in (k, batch + k):
             flat = v[row].flatten()[free]
@@ -138,6 +142,20 @@ def test_the_setting_of_the_paper_to_ten_digits():
         _free, mean, covariance = dense(own, x[k], observed)
         assert_within(law.mean[k][~observed].flatten(), mean)
         assert_within(law.covariance(k), covariance)
+
+
+def test_the_inverse_of_gamma_and_a_factor_of_what_was_seen_agree(monkeypatch):
+    """Up to κ(Γ) = 1e8 the inverse serves; beyond, and where Γ is singular, Γ_oo is factorised."""
+    own, observed = process(8, 2), masks(3, 8, seed=2)
+    x = own.sample(3, seeded(1), F64)
+    law = own.condition(x, observed)
+    monkeypatch.setattr("gptheory.data.process.INVERTED_TO", 1.0)
+    same = process(8, 2).condition(x, observed)
+    assert own.precision is not None and process(8, 2).precision is None
+    assert_within(same.mean, law.mean)
+    for k in range(3):
+        assert_within(same.covariance(k), law.covariance(k))
+        assert_within(same.weights(k), law.weights(k))
 
 
 @pytest.mark.statement("YC Conditional law")

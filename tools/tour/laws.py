@@ -120,13 +120,14 @@ def what_is_missing(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} dimension": given.effective_dimension, f"{name} whole": given.completed(v),
             f"{name} least": given.smallest_variance, f"{name} density": own_density,
             f"{name} draws": given.sample(2, seeded(3), torch.float64),
-            f"{name} parts": float(len(given.parts)),
+            f"{name} parts": float(len(given.parts)), f"{name} variance": given.variance,
         }  # fmt: skip
     given = own.condition(x, ~frames)
     alone = given.process(1)
     return found | {
         "density": given.log_prob(v), "weights": given.weights(1), "temporal": given.temporal(1),
-        "process": ExactScore(alone)(v[:, : alone.seq_len], 0.1), "seen": given.observed.double(),
+        "precision": own.precision, "process": ExactScore(alone)(v[:, : alone.seq_len], 0.1),
+        "seen": given.observed.double(),
     }  # fmt: skip
 
 

@@ -111,6 +111,18 @@ class ConditionalEntries(Conditional):
         offset = self._x - self._joint.mean
         return torch.where(self._free, self._joint.mean + self._explained(offset), self._x)
 
+    @property
+    def variance(self) -> Tensor:
+        """Of every entry given y, (batch, N, d) float64; zero where it was seen without noise.
+
+        Raises:
+            ValueError: as :meth:`covariance`, of which these are the diagonals.
+        """
+        out = torch.zeros_like(self._x)
+        for k in range(len(out)):
+            out[k, self._free[k]] = self._covariance_of(k)[0].diagonal()
+        return self._alone(out)
+
     def covariance(self, k: int = 0) -> Tensor:
         r"""Of the missing entries of sequence k, or of all where there is noise, float64, dense.
 
