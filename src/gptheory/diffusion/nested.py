@@ -186,7 +186,9 @@ class NestedScore(MissingFrames):
         r"""The factor by which a step of gradient descent changes the worst mode of the outer loop.
 
         :math:`\max|1 - 2\lambda/(\lambda_- + \lambda_+)|` over the eigenvalues of
-        :math:`\tilde A_t`. Above 1 the loop diverges, with momentum too.
+        :math:`\tilde A_t`. Above 1 the loop diverges, with momentum too. It is not monotone in
+        K_aux: of gradient descent, even numbers leave :math:`\tilde A_t` too large, odd ones too
+        small.
         """
         values = torch.linalg.eigvalsh(self.system(float(t)))
         return (1 - 2 * values / sum(self._noised(float(t)))).abs().max().item()
