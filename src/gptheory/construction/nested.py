@@ -64,7 +64,7 @@ def build_nested_transformer(
 ) -> ImputationTransformer:
     r"""Weights with which a transformer runs two nested loops for the score of missing frames.
 
-    Source: YC Theorem 1.
+    Source: YC Theorem 1; YC Lemma 6.
 
     One fixed set of weights serves every mask, all t > 0 and all v, to which the network is affine.
     It is ``NestedScore(process, observed, steps, inner_steps, every_mask=True)``.

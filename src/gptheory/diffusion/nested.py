@@ -200,6 +200,8 @@ class NestedScore(MissingFrames):
     ) -> float:
         """Bound on :meth:`score_error`, with its constants; infinite where it is void.
 
+        Source: YC Lemma 1; YC Lemma 2; YC Lemma 3; YC Lemma 5; YC Lemma 9.
+
         Args:
             t: diffusion step > 0.
             steps, inner_steps: K and K_aux; by default the score's own.
