@@ -41,7 +41,7 @@ class MissingFrames:
         process: the law of the clean sequences.
         observed: (N,) truth values, True where a frame is seen.
         steps: K >= 1.
-        method: a name of :data:`.METHODS`.
+        method: its name, ``"gradient-descent"``, ``"heavy-ball"`` or ``"chebyshev"``.
         every_mask: whether the step sizes are those that serve every mask at once, from the
             eigenvalues of Γ ⊗ Σ, instead of the best for this mask.
 

@@ -153,7 +153,7 @@ class NestedScore(MissingFrames):
 
     @property
     def inner_extremes(self) -> tuple[float, float]:
-        r"""The interval for which the inner step size is: extreme eigenvalues of S_oo."""
+        """The interval of the inner step size, by default the extreme eigenvalues of S_oo."""
         return self._inner.extremes
 
     def extremes(self, t: Number) -> tuple[Number, Number]:
