@@ -22,6 +22,7 @@ from gptheory.data import (
     PowerExponential,
     conditioned,
     decaying_process,
+    entries,
     gram,
     pattern,
     random_gaps,
@@ -208,6 +209,24 @@ def test_conjugate_gradients_find_what_the_factorisation_does():
     assert_identity(same.covariance(1), law.covariance(1))
 
 
+def test_the_preconditioners_keep_steps_few(monkeypatch):
+    """In the setting of the docstring: 51 steps for the mean, 13 to 65 for the score."""
+    taken, solve = [], entries.conjugate_gradients
+
+    def counted(*arguments):
+        found = solve(*arguments)
+        taken.append(int(found.steps.max()))
+        return found
+
+    monkeypatch.setattr(entries, "conjugate_gradients", counted)
+    own = decaying_process(96, 8, 128.0)
+    law = own.condition(own.sample(2, seeded(1), F64), masks(2, 96, 8, seed=2, share=0.3))
+    v = torch.randn(2, 96, 8, generator=seeded(3), dtype=F64)
+    _ = law.mean, law.score(v, 0.001), law.score(v, 5.0)
+    mean, early, late = taken
+    assert mean <= 60 and early <= 20 and late <= 80
+
+
 # ---- against a state-space smoother -------------------------------------------------------------
 
 
@@ -376,7 +395,9 @@ def test_bad_steps_of_frames_are_refused():
         with pytest.raises(ValueError, match=r"must be finite and >= 0, got"):
             ExactScore(own)(v, steps)
     mixture = random_mixture(5, 2, generator=seeded(1))
-    with pytest.raises(ValueError, match=r"per frame needs .* got GaussianMixture"):
+    with pytest.raises(
+        ValueError, match=r"got \(3, 5\): one step per frame needs .* not a GaussianMixture"
+    ):
         ExactScore(mixture)(v, torch.full((3, 5), 0.1))
     smooth = decaying_process(24, 2, 8.0, 2.0)
     clean = torch.zeros(1, 24, 2)
@@ -384,6 +405,10 @@ def test_bad_steps_of_frames_are_refused():
     steps[0, 3] = 0.1
     with pytest.raises(NotPSDError, match="too smooth for steps of 0"):
         ExactScore(smooth)(clean, steps)
+    twins = torch.eye(8, dtype=F64)
+    twins[0, 1] = twins[1, 0] = 1 - 2.0**-52  # a pivot of 4e-16, which is rounding
+    with pytest.raises(NotPSDError, match="too smooth for steps of 0"):
+        ExactScore(GaussianProcess(twins, torch.eye(1)))(torch.zeros(1, 8, 1), torch.zeros(1, 8))
 
 
 # ---- draws, batches, devices --------------------------------------------------------------------
@@ -635,7 +660,7 @@ def test_bad_questions_are_refused():
     t = torch.tensor([0.1, 0.2], requires_grad=True)
     with pytest.raises(ValueError, match="no gradient with respect to its levels"):
         entries.score(v[:2], t)
-    with pytest.raises(ValueError, match=r"per frame needs .* got ConditionalProcess"):
+    with pytest.raises(ValueError, match=r"per frame needs .* not a ConditionalProcess"):
         frames_of = ExactScore(frames)
         frames_of(v[:2], torch.ones(2, 5))
 
