@@ -26,7 +26,7 @@ matplotlib.use("agg")
 
 import torch
 from torch import Tensor
-from tour import attention, contexts, laws, networks, scores, studies  # noqa: F401
+from tour import attention, contexts, laws, missing, networks, scores, studies  # noqa: F401
 from tour.stop import STOPS, Stop
 
 # Largest relative difference of two computations of one number: three hundred roundings, all in one

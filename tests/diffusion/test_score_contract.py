@@ -26,7 +26,15 @@ from gptheory.construction import build_score_transformer
 from gptheory.construction.network import ScoreTransformer
 from gptheory.data import GaussianProcess, PowerExponential, random_mixture
 from gptheory.data.law import KnownLaw
-from gptheory.diffusion import METHODS, ExactScore, UnrolledScore, WienerScore, to_epsilon
+from gptheory.diffusion import (
+    METHODS,
+    ExactScore,
+    NestedScore,
+    OneLoopScore,
+    UnrolledScore,
+    WienerScore,
+    to_epsilon,
+)
 from gptheory.diffusion.conventions import PREDICTIONS, PredictedScore
 from gptheory.diffusion.exact import Score
 from gptheory.latent import LatentScore, SubspaceData, random_basis
@@ -38,12 +46,18 @@ from gptheory.probing import Edited, uniform
 
 CPU, F32, F64, I64 = torch.device("cpu"), torch.float32, torch.float64, torch.int64
 LAW = process(6, 2)
+SEEN = torch.tensor([True, False, True, True, False, True])
 MIXTURE = random_mixture(2, 2, generator=seeded(1))
 BASIS = random_basis(12, 4, seeded(2))
 KERNEL = GaussianProcess(PowerExponential(2.0), LAW.spatial, seq_len=6)
 SOLVED = GaussianProcess(
     PowerExponential(2.0, 1.5), LAW.spatial, LAW.mean, 6, "conjugate-gradients"
 )
+
+
+SEEN = torch.tensor([True, True, False, True, False, False])
+X = LAW.sample(1, seeded(6), F64)[0]
+ENTRIES = LAW.condition(X, SEEN[:, None] ^ torch.tensor([True, False]))
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,16 @@ CASES = {
     "exact, of a mixture": exact(MIXTURE, (2, 2)),
     "exact, on a subspace": exact(SubspaceData(BASIS, MIXTURE), (1, 12)),
     "exact, near a subspace": exact(SubspaceData(BASIS, MIXTURE, 0.3), (1, 12)),
+    "exact, given frames": exact(LAW.condition(X, SEEN)),
+    "exact, given entries": exact(ENTRIES),
+    "exact, given noisy frames": exact(LAW.condition(X, SEEN, 0.2)),
     "Wiener's": Case(WienerScore, lambda: WienerScore(LAW.sample(40, seeded(4), F64)), True),
     **{
         method: Case(UnrolledScore, lambda m=method: UnrolledScore(LAW, 3, method=m), True)
         for method in METHODS
     },
+    "one loop": Case(OneLoopScore, lambda: OneLoopScore(LAW, SEEN, 5, "heavy-ball"), True),
+    "two loops": Case(NestedScore, lambda: NestedScore(LAW, SEEN, 5, 60), True),
     "of a band": Case(UnrolledScore, lambda: UnrolledScore(LAW, 3, 4, "bohman"), True),
     **{f"of {p}": Case(PredictedScore, lambda p=p: foreign(p), True) for p in PREDICTIONS},
     "constructed": Case(ScoreTransformer, lambda: build_score_transformer(KERNEL, 2), True),

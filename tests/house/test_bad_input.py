@@ -75,8 +75,11 @@ STEPS = """
     perturb t; matching_loss t; UnrolledScore.extremes t; UnrolledScore.limit t;
     UnrolledScore.condition_number t; require_step t; LearnedSteps.coefficients t;
     LatentScore.forward t; FullScore.forward t; UnrolledScore.filtered t; ExactScore.__call__ t;
-    UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
-    LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t
+    Conditional.score t; UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
+    LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t;
+    OneLoopScore.__call__ t; OneLoopScore.extremes t; OneLoopScore.condition_number t;
+    NestedScore.__call__ t; NestedScore.extremes t; NestedScore.system t;
+    NestedScore.drift t; OneLoopScore.iterates t; OneLoopScore.coefficients t
 """
 # covariances, means, what is compared: integers convert exactly
 MATRICES = """
@@ -95,6 +98,7 @@ MATRICES = """
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
 SEQUENCES = """
+    Conditional.score v; Conditional.completed v;
     ExactScore.__call__ v; denoise v; UnrolledScore.__call__ v; UnrolledScore.iterates v;
     UnrolledScore.limit v; WienerScore.__call__ v; LearnedSteps.forward v;
     LearnedCovariance.forward v; ScoreNetwork.forward v; ScoreTransformer.forward v;
@@ -106,11 +110,15 @@ SEQUENCES = """
     PredictedScore.forward v; Edited.__call__ v; denoiser_jacobian v; shuffled_frames x;
     LatentMap.decode latents; LatentMap.pixel_covariance covariance; Digits.recentred frames;
     Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x;
-    ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs
+    ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs;
+    OneLoopScore.__call__ v; OneLoopScore.iterates v; NestedScore.__call__ v;
+    NestedScore.iterates v
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """
-    GaussianProcess.log_prob x; GaussianMixture.__init__ means; temporal_covariance x;
+    GaussianProcess.log_prob x; GaussianProcess.condition x; Conditional.__init__ x;
+    ConditionalProcess.__init__ x; ConditionalEntries.__init__ x; Conditional.log_prob x;
+    GaussianMixture.__init__ means; temporal_covariance x;
     spatial_covariance x; lag_correlations temporal; WienerScore.__init__ x; kronecker_mle x;
     toeplitz_moments x; fit data; Training.__init__ data; at_home data; SubspaceData.__init__ basis;
     require_orthonormal basis; principal_angles a; principal_angles b; subspace_error a;
@@ -158,9 +166,11 @@ INNER = {
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
     "support.spectra": "linear algebra on matrices that were checked", "figures": "pictures",
     "support.conjugate": "systems that were checked",
+    "InnerLoop": "matrices of a process that was checked", "descended": "a loop over numbers",
     "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
     "require_score": "looks at shapes", "as_level": "a change of shape",
     "noised_score": "what ExactScore has checked", "noised_log_prob": "the same",
+    "framewise_score": "the same", "data.framewise": "the same", "by_frames": "looks at shapes",
     "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",

@@ -27,7 +27,14 @@ from tour.stop import D, N, law, sequences, shaken, steps
 
 from gptheory.construction import build_score_transformer
 from gptheory.data import LatentMap, random_mixture
-from gptheory.diffusion import ExactScore, UnrolledScore, WienerScore, sample
+from gptheory.diffusion import (
+    ExactScore,
+    NestedScore,
+    OneLoopScore,
+    UnrolledScore,
+    WienerScore,
+    sample,
+)
 from gptheory.latent import SubspaceData, random_basis
 from gptheory.studies import load_result, stored_network
 
@@ -182,6 +189,8 @@ SCORES = {
     "exact": lambda device: ExactScore(process(N, D).to(device)),
     "unrolled": lambda device: UnrolledScore(law(device), 3),
     "banded": lambda device: UnrolledScore(law(device), 3, 4, "bohman", "chebyshev"),
+    "one loop": lambda device: OneLoopScore(law(device), torch.arange(N) < 4, 3),
+    "two loops": lambda device: NestedScore(law(device), torch.arange(N) < 4, 3, 60),
     "wiener": lambda device: WienerScore(sequences(1, 40, device, torch.float64)),
     "constructed": _construction,
     **{

@@ -166,19 +166,8 @@ class ScoreTransformer(nn.Module):
                 range of a multiplication. Steps on an accelerator and compiled graphs are not
                 checked.
         """
-        worst, look = None, self.check_ranges and not torch.compiler.is_compiling()
-        # y is the stream before the block; what comes after the last one is left for below
-        for block, y in zip([*self.blocks, None], self._states(v, t), strict=True):
-            if block is not None and block.limits is not None and look and len(y):
-                excess = (y.detach().abs() / block.limits).amax(dim=(0, 1))
-                worst = excess if worst is None else torch.maximum(worst, excess)
-        if worst is not None:
-            self._require_in_range(worst)
-        score = y @ self.readout.T
-        noise = levels(t, y)[1]
-        norm = score.flatten(1).norm(dim=1)[:, None, None]
-        allowed = self.radius / noise
-        return (score * torch.clamp(allowed / norm.clamp(min=1e-30), max=1)).to(v)
+        y = self._through(self._states(v, t))
+        return self._clipped(y @ self.readout.T, levels(t, y)[1]).to(v)
 
     @full_precision()
     def states(self, v: Tensor, t: float | Tensor) -> Iterator[Tensor]:
@@ -188,9 +177,9 @@ class ScoreTransformer(nn.Module):
         """
         yield from self._states(v, t)
 
-    def _states(self, v: Tensor, t: float | Tensor) -> Iterator[Tensor]:
+    def _states(self, v: Tensor, t: float | Tensor, *flags: Tensor) -> Iterator[Tensor]:
         require_sequences("v", v, self.seq_len, self.dim)
-        y = self.lift(v, self._steps(v, t))
+        y = self.lift(v, self._steps(v, t), *flags)
         yield y
         for block in self.blocks:
             y = block(y)
@@ -238,6 +227,24 @@ class ScoreTransformer(nn.Module):
                     " build the network with another t_min or t_max"
                 )
         return steps
+
+    def _through(self, states: Iterator[Tensor]) -> Tensor:
+        """The last state; the others are compared with the limits of the blocks after them."""
+        worst, look = None, self.check_ranges and not torch.compiler.is_compiling()
+        # y is the stream before the block; what comes after the last one is left for below
+        for block, y in zip([*self.blocks, None], states, strict=True):
+            if block is not None and block.limits is not None and look and len(y):
+                excess = (y.detach().abs() / block.limits).amax(dim=(0, 1))
+                worst = excess if worst is None else torch.maximum(worst, excess)
+        if worst is not None:
+            self._require_in_range(worst)
+        return y
+
+    def _clipped(self, score: Tensor, noise: float | Tensor) -> Tensor:
+        """Projected on the ball of radius R/σ_t."""
+        norm = score.flatten(1).norm(dim=1)[:, None, None]
+        allowed = self.radius / noise
+        return score * torch.clamp(allowed / norm.clamp(min=1e-30), max=1)
 
     def _require_in_range(self, worst: Tensor) -> None:
         if worst.max() <= 1:

@@ -5,6 +5,8 @@ from .denoiser import denoise, denoiser_jacobian, denoising_operator, exact_jaco
 from .exact import ExactScore, WienerScore
 from .grids import SPACINGS, step_grid, stop_for
 from .methods import METHODS
+from .nested import NestedScore
+from .one_loop import OneLoopScore
 from .sampler import restart, sample
 from .schedule import alpha, perturb, sigma, stratified_steps
 from .solvers import SOLVERS, mode_variances, trajectory

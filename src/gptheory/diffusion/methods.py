@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -188,6 +189,26 @@ METHODS: dict[str, Method] = {
     "chebyshev": Chebyshev(),
 }
 STATIONARY = tuple(name for name, method in METHODS.items() if isinstance(method, Stationary))
+
+
+def least_count(enough: Callable[[int], bool], most: int = 2**50) -> int:
+    """The least n >= 1 that is enough, where all above it are; by doubling, then bisection.
+
+    A comparison with NaN is False, so that a computation that broke down is not enough.
+
+    Raises:
+        ValueError: if none up to ``most`` is.
+    """
+    high = 1
+    while not enough(high):
+        if high >= most:
+            raise ValueError(f"no number of steps up to {most} is enough")
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def _root_momentum(low: Number, high: Number) -> Number:

@@ -24,7 +24,7 @@ from ..support.precision import full_precision
 from ..support.spectra import along_frames, clipped_eigh, frames_first, on_spectrum
 from ..support.validation import NotPSDError, require_count, require_sequences, require_step
 from ..support.wrappers import lasting
-from .methods import METHODS, Number
+from .methods import METHODS, Number, least_count
 from .schedule import alpha, levels, sigma
 
 Response = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -202,17 +202,8 @@ class UnrolledScore:
         """
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
-        enough = 1
-        while self.convergence_bound(t, enough) > tolerance:
-            enough *= 2
-        too_few = enough // 2  # the bound falls with K, so bisection finds the first that is enough
-        while enough - too_few > 1:
-            middle = (enough + too_few) // 2
-            if self.convergence_bound(t, middle) > tolerance:
-                too_few = middle
-            else:
-                enough = middle
-        return enough
+        # the bound falls with K
+        return least_count(lambda k: self.convergence_bound(t, k) <= tolerance)
 
     def truncation_bound(self, t: float) -> float:
         r"""Bound on :math:`\|\bar s^* - s^*\| / \|\bar s^*\|`, the price of the band,
