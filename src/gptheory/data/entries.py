@@ -55,11 +55,10 @@ class ConditionalEntries(Conditional):
     Cost: mean, score and a draw are one run of conjugate gradients a sequence, O(N²d + Nd²) a step.
     N = 96, d = 8, :math:`\gamma = e^{-r/128}`, 30 % of the entries missing at random: the mean
     takes 51 steps and 4 ms a sequence on one core, the score 13 (t = 0.001) to 65 (t = 5) and 1 to
-    5 ms; with 90 % missing it is at most twice as much or three times. Long gaps of smooth processes
-    take longest: 16 frames in a row, seen through noise of variance 1e-6, 200 steps, and 1500 for a
-    Matérn-5/2 kernel. Densities, condition numbers and
-    effective dimensions need :meth:`covariance`, a run for every missing entry and O((Nd)³) for
-    each sequence: small sizes only.
+    5 ms; 90 % missing, 160, 10 and 200 steps. Long gaps of smooth processes take longest: 16 frames
+    in a row, seen through noise of variance 1e-6, 200 steps, and 1500 for a Matérn-5/2 kernel.
+    Densities, variances, condition numbers and effective dimensions need :meth:`covariance`, a run
+    for every missing entry and O((Nd)³) for each sequence: small sizes only.
 
     Args:
         process, x: as there.
