@@ -477,17 +477,22 @@ def test_sequences_of_a_batch_do_not_see_each_other():
     assert_identity(law.smallest_variance, min(least))
 
 
-def test_what_is_missing_may_hold_anything():
-    own, observed = process(6, 2), masks(2, 6, seed=1)
+@pytest.mark.parametrize("kind", ["frames", "entries", "noisy"])
+def test_what_is_missing_may_hold_anything(kind):
+    own, noise = process(6, 2), 0.1 if kind == "noisy" else 0.0
+    observed = masks(2, 6, 2, seed=1) if kind == "entries" else masks(2, 6, seed=1)
+    seen = observed.view(2, 6, -1)
     x = own.sample(2, seeded(1), F64)
-    laws = [own.condition(x.masked_fill(~observed[..., None], fill), observed)
+    laws = [own.condition(x.masked_fill(~seen, fill), observed, noise)
             for fill in (0.0, math.nan, math.inf)]  # fmt: skip
     v = torch.randn(2, 6, 2, generator=seeded(2), dtype=F64)
-    odd = v.masked_fill(observed[..., None], math.nan)
+    odd = v.masked_fill(seen, math.nan) if noise == 0 else v
     for law in laws:
         assert torch.equal(law.mean, laws[0].mean)
         assert torch.equal(law.score(odd, 0.2), laws[0].score(v, 0.2))
-        assert torch.equal(law.completed(odd), torch.where(observed[..., None], x, v))
+        assert torch.isfinite(law.score(odd, 0.2)).all()
+        whole = v if noise else torch.where(seen, x, v)
+        assert torch.equal(law.completed(odd), whole)
         assert torch.equal(law.log_prob(odd), laws[0].log_prob(v))
 
 

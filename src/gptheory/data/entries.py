@@ -196,6 +196,7 @@ class ConditionalEntries(Conditional):
             raise ValueError("this score has no gradient with respect to its levels; detach them")
         a, s = (_column(x, v) for x in (signal, noise))
         free, seen, y = (self._for_draws(x, v) for x in (self._free, self._seen, self._x))
+        v = torch.where(free, v, 0.0)  # elsewhere it may be anything
         mean, r, total = self._joint.mean.to(v.device), self.noise, a**2 * self.noise + s**2
         both = s**2 * r / total  # e of what was seen
         fresh = a / (a**2 + s**2).sqrt(), s**2 / (a**2 + s**2)  # D and V of what was not seen
