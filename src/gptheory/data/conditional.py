@@ -189,7 +189,6 @@ class ConditionalProcess(Conditional):
 
     Attributes:
         seq_len, dim: N and d.
-        mean: (batch, N, d) float64, E[x | x_o]; what was seen as it is.
 
     Raises:
         ValueError, NotPSDError: as there.

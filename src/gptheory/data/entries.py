@@ -147,7 +147,7 @@ class ConditionalEntries(Conditional):
 
     @property
     def smallest_variance(self) -> float:
-        """A bound from below on all eigenvalues: λ r/(λ + r) of Γ ⊗ Σ's least, λ without noise."""
+        """A bound from below on all variances, λ r/(λ + r) with Γ ⊗ Σ's least λ, or λ itself."""
         clean = self._joint.smallest_variance
         return clean * self.noise / (clean + self.noise) if self.noise else clean
 
