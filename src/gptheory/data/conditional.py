@@ -230,7 +230,13 @@ class ConditionalProcess(Conditional):
         solve = _by_covariance if self._joint.precision is None else _by_precision
         self._weights, self._temporal = solve(self._joint, seen, order, self._missing)
         offset = self._x - self._joint.mean  # 0 at missing frames
-        self._mean = self._x + self._put(self._own(self._weights) @ offset)
+        shared = len(seen) == 1  # then one large product
+        pulled = (
+            torch.einsum("mn,bnd->bmd", self._weights[0], offset)
+            if shared
+            else self._own(self._weights) @ offset
+        )
+        self._mean = self._x + self._put(pulled)
 
     @property
     def mean(self) -> Tensor:
