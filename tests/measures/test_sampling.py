@@ -11,13 +11,11 @@ from strategies import process, seeded
 from tolerances import assert_identity, assert_statistical, covariance_standard_error
 
 from gptheory.data import (
+    PATTERNS,
     GaussianProcess,
     PowerExponential,
-    blocks,
     decaying_process,
-    middle,
-    spread,
-    tail,
+    pattern,
 )
 from gptheory.diffusion import SOLVERS, ExactScore, alpha, sample, sigma, step_grid, stop_for
 from gptheory.diffusion.grids import T_MIN
@@ -122,24 +120,28 @@ def bridge(observed):
     return whole.condition(x, observed).process()
 
 
-@pytest.mark.statement("YC Theorem 2", "YC Table 2")
-@pytest.mark.parametrize(
-    "observed",
-    [tail(96, 16), middle(96, 16), blocks(96, 16), spread(96, 16), spread(96, 16, pairs=1)],
-    ids=["P1", "P2", "P3", "P4", "P4 with a pair"],
-)
+SCATTERED = pattern("spread", 96, 16)
+PAIRED = SCATTERED.clone()  # as frames at random have it; its κ is the 3.00 of the paper
+PAIRED[[2, 15]] = PAIRED[[15, 2]]
+MASKS = {name: pattern(name, 96, 16) for name in PATTERNS} | {"spread, a pair": PAIRED}
+
+
+@pytest.mark.statement("YC Theorem 2")
+@pytest.mark.parametrize("observed", MASKS.values(), ids=MASKS)
 def test_25_evaluations_of_the_exact_score_cover_as_they_should(observed):
     """The bar: coverage .94 to .96 and KL an entry <= 1e-3, whatever is missing."""
     law = bridge(observed)
+    assert int((~observed).sum()) == 16 and law.seq_len == 16
     found = sampling_error(law, steps=24)  # and one evaluation more, to denoise
     assert found.coverage() == pytest.approx(0.95, abs=0.0025)
-    assert found.kl / law.mean.numel() <= 1e-5 and found.mean_error < 1e-6
+    # what the horizon leaves of the mean, e^-5 of it, is most of the divergence
+    assert found.kl / law.mean.numel() <= 1e-4 and found.mean_error < 1e-4
     assert stop_for(law) == pytest.approx(law.smallest_variance / 100, rel=1e-3)
 
 
 @pytest.mark.statement("YC Theorem 2")
 def test_the_last_step_of_unconditional_data_ruins_scattered_frames():
-    law = bridge(spread(96, 16))
+    law = bridge(SCATTERED)
     late = sampling_error(law, steps=24, t_min=T_MIN)
     coarse = sampling_error(law, steps=50, t_min=1e-4, solver="dpmpp-2m", grid="quadratic")
     assert late.coverage() < 0.2 and late.ratio.max() < 0.9

@@ -1,83 +1,81 @@
-r"""Which frames are seen: patterns of missing frames, as they recur in experiments.
-
-A mask is a boolean vector (N,), True where a frame is seen. The four patterns here are those that
-imputations are *tested* on (P1 to P4 of the paper); the mixtures of masks that networks are
-*trained* on are something else.
-"""
+"""Which frames are seen: the patterns of Ye and Chen, and gaps at random places."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..support.validation import require_count
+from ..support.validation import require_count, require_one_of
+
+PATTERNS = ("tail", "middle", "four", "spread")
 
 
-def tail(seq_len: int, missing: int) -> Tensor:
-    """P1, a forecast: the last frames are missing. Source: YC Table 2.
+def pattern(name: str, seq_len: int, missing: int) -> Tensor:
+    """One of the four patterns on which Ye and Chen test. Source: YC Patterns.
 
     Args:
+        name: ``"tail"`` (P1) the last frames are missing, ``"middle"`` (P2) one gap in the middle,
+            ``"four"`` (P3) four gaps of a quarter each, ``"spread"`` (P4) single frames, as far
+            apart as they can be.
         seq_len: N.
-        missing: how many frames, 1..N−1.
+        missing: M frames, 0 < M < N; a multiple of 4 for ``"four"``, at most N/2 for ``"spread"``.
 
     Returns:
-        (N,) boolean, True where a frame is seen; so do the other patterns.
+        observed: (N,), boolean, True where a frame is seen.
 
     Raises:
-        ValueError: for counts out of range; so do the other patterns.
+        ValueError: for another name, or numbers out of range.
     """
+    require_one_of("name", name, PATTERNS)
     require_count("missing", missing)
-    return _seen(seq_len, missing, torch.arange(seq_len - missing, seq_len))
+    gaps = {"tail": 1, "middle": 1, "four": 4, "spread": missing}[name]
+    size = missing // gaps
+    if size * gaps != missing or seq_len < missing + max(gaps, 1):
+        raise ValueError(
+            f"{name!r} needs gaps of equal size with frames between them, got missing={missing}"
+            f" of seq_len={seq_len}"
+        )
+    if name == "tail":
+        return torch.arange(seq_len, device="cpu") < seq_len - missing
+    return _with_gaps(
+        seq_len, size, [round((k + 0.5) * seq_len / gaps - size / 2) for k in range(gaps)]
+    )
 
 
-def middle(seq_len: int, missing: int) -> Tensor:
-    """P2, an outage: one block of missing frames in the middle. Source: YC Table 2."""
-    return blocks(seq_len, missing, 1)
-
-
-def blocks(seq_len: int, missing: int, count: int = 4) -> Tensor:
-    """P3: blocks of equal length, each in the middle of its share of the sequence.
-
-    Source: YC Table 2.
+def random_gaps(
+    n: int, seq_len: int, gaps: int, size: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Gaps of one size at random places, all placements equally likely, none touching another.
 
     Args:
-        seq_len, missing: as in :func:`tail`.
-        count: number of blocks; divides ``missing``.
+        n: number of masks.
+        seq_len: N.
+        gaps: how many in each.
+        size: frames of a gap; gaps · (size + 1) <= N + 1, and something is seen.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        observed: (n, N), boolean, True where a frame is seen.
+
+    Raises:
+        ValueError: for counts below 1, or gaps that do not fit.
     """
-    require_count("missing", missing)
-    require_count("count", count)
-    if missing % count:
-        raise ValueError(f"missing={missing} frames do not make {count} blocks of equal length")
-    starts = _starts(seq_len, missing // count, count)
-    return _seen(seq_len, missing, (starts[:, None] + torch.arange(missing // count)).flatten())
+    for name, value in (("n", n), ("seq_len", seq_len), ("gaps", gaps), ("size", size)):
+        require_count(name, value)
+    seen = seq_len - gaps * size
+    if seen < max(1, gaps - 1):
+        raise ValueError(f"{gaps} gaps of {size} frames do not fit into {seq_len} frames")
+    # a gap goes before the first, between two, or behind the last of the frames that are seen
+    slots = torch.rand(n, seen + 1, generator=generator, device="cpu").argsort(dim=1)[:, :gaps]
+    return torch.stack([_with_gaps(seq_len, size, _starts(each, size)) for each in slots])
 
 
-def spread(seq_len: int, missing: int, pairs: int = 0) -> Tensor:
-    """P4: single frames, evenly spread. Source: YC Table 2.
-
-    Args:
-        seq_len, missing: as in :func:`tail`.
-        pairs: so many gaps, from the first on, have two frames. Frames drawn at random leave a
-            pair or two: with one, the condition number is the 3.00 that the paper states.
-    """
-    require_count("missing", missing)
-    require_count("pairs", pairs, minimum=0)
-    if 2 * pairs > missing:
-        raise ValueError(f"{missing} missing frames do not make {pairs} pairs")
-    frames = _starts(seq_len, 1, missing - pairs)
-    return _seen(seq_len, missing, torch.cat([frames, frames[:pairs] + 1]))
+def _starts(slots: Tensor, size: int) -> list[int]:
+    return [slot + k * size for k, slot in enumerate(sorted(slots.tolist()))]
 
 
-def _starts(seq_len: int, length: int, count: int) -> Tensor:
-    """Where blocks begin, each in the middle of its share."""
-    return (((torch.arange(count) + 0.5) * seq_len / count) - length / 2).floor().long()
-
-
-def _seen(seq_len: int, missing: int, frames: Tensor) -> Tensor:
-    """All frames but some, of which there must be as many as were asked for, and one more seen."""
-    require_count("seq_len", seq_len)
+def _with_gaps(seq_len: int, size: int, starts: list[int]) -> Tensor:
     observed = torch.ones(seq_len, dtype=torch.bool, device="cpu")
-    observed[frames[(frames >= 0) & (frames < seq_len)]] = False
-    if missing >= seq_len or int((~observed).sum()) != missing:
-        raise ValueError(f"{missing} missing frames of this pattern do not fit into {seq_len}")
+    for start in starts:
+        observed[start : start + size] = False
     return observed

@@ -11,7 +11,7 @@ from ..data.estimate import _sample
 from ..data.law import KnownLaw
 from ..data.process import GaussianProcess
 from ..support.validation import require_sequences, require_step
-from .schedule import levels
+from .schedule import alpha, floating_step, levels, sigma
 
 Score = Callable[[Tensor, "float | Tensor"], Tensor]
 
@@ -56,17 +56,34 @@ class ExactScore:
 
         Args:
             v: noised sequences (batch, N, d), float32 or float64.
-            t: diffusion step > 0, a number or one per sequence (batch,).
+            t: diffusion step > 0, a number or one per sequence (batch,). Of a
+                :class:`.GaussianProcess` also one per frame, (batch, N), and 0 for frames without
+                noise: at the others the score is then that of these frames *given* those without,
+                as :meth:`.GaussianProcess.condition` has it. O(dN³) for each row of steps.
 
         Returns:
             (batch, N, d), dtype and device of v.
 
         Raises:
-            ValueError: for a wrong shape or a step that is not finite and > 0.
+            ValueError: for a wrong shape or a step that is not finite and > 0 (of frames: >= 0), or
+                for steps of frames with a law that knows none.
+            NotPSDError: for frames without noise of a process too smooth for them.
         """
         require_sequences("v", v, self.law.seq_len, self.law.dim)
+        if isinstance(t, Tensor) and t.ndim == 2 and t.shape == v.shape[:2]:
+            return self._framewise(v, t)
         require_step(t)
         return self.law.noised_score(v, *levels(t, v))
+
+    def _framewise(self, v: Tensor, t: Tensor) -> Tensor:
+        if not hasattr(self.law, "framewise_score"):
+            raise ValueError(
+                "one diffusion step per frame needs the law of a GaussianProcess, got"
+                f" {type(self.law).__name__}; t must be a number or have shape ({len(v)},)"
+            )
+        require_step(t, zero=True)
+        t = floating_step(t).to(v.device)[..., None]
+        return self.law.framewise_score(v, alpha(t), sigma(t))
 
 
 class WienerScore:

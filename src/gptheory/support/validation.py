@@ -171,8 +171,8 @@ def require_score(value: object, v: Tensor) -> Tensor:
     return value
 
 
-def require_step(t: float | Tensor) -> None:
-    """Raise unless every diffusion step is real, finite and > 0.
+def require_step(t: float | Tensor, zero: bool = False) -> None:
+    """Raise unless every diffusion step is real, finite and > 0, or >= 0 where ``zero`` is allowed.
 
     Values on an accelerator are left alone (reading them would stall it), and so are those that
     ``torch.compile`` or ``vmap`` hides; there a negative step turns into NaN, because the noise
@@ -182,9 +182,12 @@ def require_step(t: float | Tensor) -> None:
         as_real("the diffusion step t", t)
         if t.device.type != "cpu" or torch.compiler.is_compiling() or is_batchedtensor(t):
             return
-        bad = t[~(torch.isfinite(t) & (t > 0))]
+        bad = t[~(torch.isfinite(t) & ((t >= 0) if zero else (t > 0)))]
         if bad.numel():
-            raise ValueError(f"every diffusion step t must be finite and > 0, got {bad[0].item()}")
+            least = ">= 0" if zero else "> 0"
+            raise ValueError(
+                f"every diffusion step t must be finite and {least}, got {bad[0].item()}"
+            )
     elif not isinstance(t, Real) or not (math.isfinite(t) and t > 0):
         raise ValueError(f"the diffusion step t must be finite and > 0, got {t!r}")
 
