@@ -135,7 +135,7 @@ def test_25_evaluations_of_the_exact_score_cover_as_they_should(observed):
     found = sampling_error(law, steps=24)  # and one evaluation more, to denoise
     assert found.coverage() == pytest.approx(0.95, abs=0.0025)
     # what the horizon leaves of the mean, e^-5 of it, is most of the divergence
-    assert found.kl / law.mean.numel() <= 1e-4 and found.mean_error < 1e-4
+    assert found.kl / law.mean.numel() <= 1e-4 and found.mean_error < 1e-3
     assert stop_for(law) == pytest.approx(law.smallest_variance / 100, rel=1e-3)
 
 

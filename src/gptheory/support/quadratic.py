@@ -25,9 +25,9 @@ from collections.abc import Callable
 import numpy as np
 import scipy  # loads its parts where they are used
 
-NODES = 64  # of the first trapezoidal rule
+NODES = 32  # of the first trapezoidal rule
 DOUBLINGS = 10
-CONVERGED = 1e-13  # relative
+CONVERGED = 1e-8  # relative change: halving the step squares the error, so what is left is 1e-16
 NEGLIGIBLE = 40.0  # of the exponent below its value at the saddle: e^-40 is nothing
 FAINTEST, FARTHEST = 1e-70, 1e4  # of the mean: P is below 1e-34, 1 - P below e^-4990
 
