@@ -9,7 +9,7 @@ import numpy
 import scipy
 import torch
 
-from . import attention, certified, covariance, sampling, score, training, unroll
+from . import attention, certified, conditional, covariance, sampling, score, training, unroll
 from .compare import HEADER, Row
 
 ROOMS = {
@@ -20,6 +20,7 @@ ROOMS = {
     "training": training,
     "attention": attention,
     "certified": certified,
+    "conditional": conditional,
 }
 
 

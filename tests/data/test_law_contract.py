@@ -41,6 +41,14 @@ def near_subspace(noise: float, seed: int = 1) -> SubspaceData:
     )
 
 
+def given(noise: float = 0.0, entries: bool = False, seed: int = 1) -> KnownLaw:
+    """Of one sequence of which frames, or entries, were seen."""
+    x = PROCESS.sample(1, seeded(seed), F64)[0]
+    observed = torch.tensor([True, False, True, False, True])
+    observed = observed[:, None] ^ torch.tensor([False, entries])
+    return PROCESS.condition(x, observed, noise)
+
+
 # a law, and another one of its class
 LAWS = {
     "matrices": (PROCESS, process(5, 2, seed=7)),
@@ -50,10 +58,20 @@ LAWS = {
     "mixture": [random_mixture(3, 2, generator=seeded(k)) for k in (1, 2)],
     "subspace": (near_subspace(0.0), near_subspace(0.0, 3)),
     "noisy subspace": (near_subspace(0.3), near_subspace(0.4)),
+    "conditional": (given(), given(seed=2)),
+    "entries": (given(entries=True), given(entries=True, seed=2)),
+    "noisy": (given(0.3), given(0.4)),
     "twin": [GaussianTwin(PROCESS.sample(40, seeded(k), F64)) for k in (1, 2)],
 }
 KNOWN = {name: law for name, (law, _) in LAWS.items() if isinstance(law, KnownLaw)}
 every_law = pytest.mark.parametrize("law", [law for law, _ in LAWS.values()], ids=LAWS)
+
+
+def moving(law: KnownLaw) -> torch.Tensor:
+    """Entries that the law does not know beforehand, (N, d): all, but for conditional laws."""
+    return getattr(law, "_free", torch.ones(1, law.seq_len, law.dim, dtype=torch.bool))[0].cpu()
+
+
 CONTEXTS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "high": lambda: products("high"),
@@ -218,8 +236,8 @@ def test_draws_and_score_belong_together(name, t):
     r"""Stein's identities for v of the noised law: E s(v) = 0 and E v sᵀ = -I."""
     law, n = KNOWN[name], 20_000
     v, _ = perturb(law.sample(n, seeded(1), F64), t, seeded(2))
-    score = ExactScore(law)(v, t).flatten(1)
-    pulls, minus_one = v.flatten(1)[:, :, None] * score[:, None], -torch.eye(score.shape[1])
+    score, v = (values[:, moving(law)] for values in (ExactScore(law)(v, t), v))
+    pulls, minus_one = v[:, :, None] * score[:, None], -torch.eye(score.shape[1])
     for found, truth in ((score, torch.zeros(len(minus_one))), (pulls, minus_one)):
         assert_statistical(found.mean(0), truth, found.std(0) / n**0.5, n)
 
@@ -233,7 +251,7 @@ def test_levels_may_be_numbers_or_one_a_sequence(name):
     levels = (torch.full((3, 1, 1), level, dtype=F64) for level in (0.6, 1.5))
     assert torch.allclose(law.noised_score(v, *levels), plain, rtol=1e-9, atol=1e-9)
     white = law.noised_score(v, 0.0, 1.5)  # nothing of the law is left
-    assert torch.allclose(white, -v / 1.5**2, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(white, -v / 1.5**2 * moving(law), rtol=1e-9, atol=1e-9)
 
 
 # ---- the density --------------------------------------------------------------------------------
@@ -263,5 +281,7 @@ def test_levels_of_a_density_may_be_numbers_or_one_a_sequence(name, device):
     assert single.dtype == F32
     assert_float32(single, plain)
     zero = torch.zeros((), dtype=F64)
-    normal = torch.distributions.Normal(zero, zero + 1.5).log_prob(v.cpu()).sum(dim=(1, 2))
+    normal = (
+        torch.distributions.Normal(zero, zero + 1.5).log_prob(v.cpu())[:, moving(law)].sum(dim=1)
+    )
     assert_identity(law.noised_log_prob(v, 0.0, 1.5), normal)

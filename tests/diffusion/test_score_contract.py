@@ -46,6 +46,11 @@ SOLVED = GaussianProcess(
 )
 
 
+SEEN = torch.tensor([True, True, False, True, False, False])
+X = LAW.sample(1, seeded(6), F64)[0]
+ENTRIES = LAW.condition(X, SEEN[:, None] ^ torch.tensor([True, False]))
+
+
 @dataclass(frozen=True)
 class Case:
     """A score of sequences (N, d), its class, and whether no context takes digits from it."""
@@ -91,6 +96,9 @@ CASES = {
     "exact, of a mixture": exact(MIXTURE, (2, 2)),
     "exact, on a subspace": exact(SubspaceData(BASIS, MIXTURE), (1, 12)),
     "exact, near a subspace": exact(SubspaceData(BASIS, MIXTURE, 0.3), (1, 12)),
+    "exact, given frames": exact(LAW.condition(X, SEEN)),
+    "exact, given entries": exact(ENTRIES),
+    "exact, given noisy frames": exact(LAW.condition(X, SEEN, 0.2)),
     "Wiener's": Case(WienerScore, lambda: WienerScore(LAW.sample(40, seeded(4), F64)), True),
     **{
         method: Case(UnrolledScore, lambda m=method: UnrolledScore(LAW, 3, method=m), True)

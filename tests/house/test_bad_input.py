@@ -75,7 +75,7 @@ STEPS = """
     perturb t; matching_loss t; UnrolledScore.extremes t; UnrolledScore.limit t;
     UnrolledScore.condition_number t; require_step t; LearnedSteps.coefficients t;
     LatentScore.forward t; FullScore.forward t; UnrolledScore.filtered t; ExactScore.__call__ t;
-    UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
+    Conditional.score t; UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
     LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t
 """
 # covariances, means, what is compared: integers convert exactly
@@ -95,6 +95,7 @@ MATRICES = """
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
 SEQUENCES = """
+    Conditional.score v; Conditional.completed v;
     ExactScore.__call__ v; denoise v; UnrolledScore.__call__ v; UnrolledScore.iterates v;
     UnrolledScore.limit v; WienerScore.__call__ v; LearnedSteps.forward v;
     LearnedCovariance.forward v; ScoreNetwork.forward v; ScoreTransformer.forward v;
@@ -110,7 +111,9 @@ SEQUENCES = """
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """
-    GaussianProcess.log_prob x; GaussianMixture.__init__ means; temporal_covariance x;
+    GaussianProcess.log_prob x; GaussianProcess.condition x; Conditional.__init__ x;
+    ConditionalProcess.__init__ x; ConditionalEntries.__init__ x; Conditional.log_prob x;
+    GaussianMixture.__init__ means; temporal_covariance x;
     spatial_covariance x; lag_correlations temporal; WienerScore.__init__ x; kronecker_mle x;
     toeplitz_moments x; fit data; Training.__init__ data; at_home data; SubspaceData.__init__ basis;
     require_orthonormal basis; principal_angles a; principal_angles b; subspace_error a;
@@ -161,6 +164,7 @@ INNER = {
     "data.noise": "draws of a process that was checked", "diagonal_means": "averages",
     "require_score": "looks at shapes", "as_level": "a change of shape",
     "noised_score": "what ExactScore has checked", "noised_log_prob": "the same",
+    "framewise_score": "the same", "data.framewise": "the same", "by_frames": "looks at shapes",
     "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",

@@ -11,7 +11,9 @@ from gptheory.data import (
     covariance,
     decaying_process,
     estimate,
+    framewise,
     kernels,
+    masks,
 )
 from gptheory.data import law as laws_of
 from gptheory.diffusion import ExactScore, schedule, stopping
@@ -96,6 +98,48 @@ def long_process_on_the_device(device: torch.device, dtype: torch.dtype) -> Foun
         "score": ExactScore(own)(x, 0.1), "steps": ExactScore(own)(x, steps(3, device)),
         "density": own.noised_log_prob(x, 0.8, 0.6), "clean": own.log_prob(x),
         "faintest": own.smallest_variance,
+    }  # fmt: skip
+
+
+@stop("exact")
+def what_is_missing(device: torch.device, dtype: torch.dtype) -> Found:
+    """Laws given frames, given entries and given noisy frames: means, scores and densities."""
+    own, x, v = law(device), sequences(5, 2, device, dtype), sequences(6, 4, device, dtype)
+    frames = torch.stack(
+        [masks.pattern("middle", N, 2), masks.random_gaps(1, N, 1, 3, seeded(2))[0]]
+    )
+    entries = frames[..., None] ^ torch.tensor([False, True])
+    found: Found = {}
+    for name, mask, noise in (("f", frames, 0.0), ("e", entries, 0.0), ("n", frames, 0.1)):
+        given = own.condition(x, mask.to(device), noise).to(device)
+        assert given.device.type == device.type
+        own_density = given.noised_log_prob(v, 0.8, 0.6)
+        found |= {
+            f"{name} mean": given.mean, f"{name} score": given.score(v, steps(4, device)),
+            f"{name} covariance": given.covariance(1), f"{name} κ": given.condition_number,
+            f"{name} dimension": given.effective_dimension, f"{name} whole": given.completed(v),
+            f"{name} least": given.smallest_variance, f"{name} density": own_density,
+            f"{name} draws": given.sample(2, seeded(3), torch.float64),
+            f"{name} parts": float(len(given.parts)), f"{name} variance": given.variance,
+        }  # fmt: skip
+    given = own.condition(x, ~frames)
+    alone = given.process(1)
+    return found | {
+        "density": given.log_prob(v), "weights": given.weights(1), "temporal": given.temporal(1),
+        "precision": own.precision, "process": ExactScore(alone)(v[:, : alone.seq_len], 0.1),
+        "seen": given.observed.double(),
+    }  # fmt: skip
+
+
+@stop("exact")
+def steps_of_frames(device: torch.device, dtype: torch.dtype) -> Found:
+    """A score of frames that are noised each in its own measure, and not at all."""
+    own, v = law(device), sequences(6, 3, device, dtype)
+    t = torch.linspace(0, 2.0, 3 * N, dtype=torch.float64).view(3, N).to(device)
+    a, s = (-t / 2).exp()[..., None], (1 - (-t).exp()).sqrt()[..., None]
+    return {
+        "score": ExactScore(own)(v, t), "levels": own.framewise_score(v, a, s),
+        "inner": framewise.framewise_scores(own, v, a, s),
     }  # fmt: skip
 
 

@@ -39,8 +39,6 @@ from .law import diagonal_log_density, moved
 if TYPE_CHECKING:
     from typing import Any as GaussianProcess  # which imports this file
 
-DENSE_LIMIT = 8192  # rows of the largest dense covariance
-
 
 class Conditional:
     """What conditional laws of a batch of sequences share: shapes, checks, what is seen.
@@ -62,15 +60,15 @@ class Conditional:
         self._single = x.ndim == 2
         x = x[None] if self._single else x
         require_sequences("x", x, self.seq_len, self.dim)
-        require_count("the number of sequences", len(x))
+        require_count("the number of sequences in x", len(x))
         whole = (len(x), self.seq_len, self.dim)
         observed = _as_mask(observed, whole).to(process.device)
         seen = observed if observed.ndim == 3 else observed[..., None]
+        _require_some(seen)
+        self._seen = seen.expand(whole).clone()
         x = x.detach().to(process.device, torch.float64)
-        require_finite("x at observed frames", torch.where(seen, x, 0.0))
-        self._seen = seen.expand(whole)
-        self._x = torch.where(seen, x, 0.0)
-        _require_some(self._seen)
+        self._x = torch.where(self._seen, x, process.mean)
+        require_finite("x where it was observed", self._x)
 
     def __repr__(self) -> str:
         sizes = f"sequences={len(self._x)}, seq_len={self.seq_len}, dim={self.dim}"
@@ -84,7 +82,7 @@ class Conditional:
     @property
     def parts(self) -> tuple[object, ...]:
         """Those of the law of whole sequences, what was seen, and where."""
-        return *self._joint.parts, self._x, self._seen.clone()
+        return *self._joint.parts, self._x, self._seen
 
     def to(self, device: torch.device | str) -> Conditional:
         """The same law on a device."""
@@ -130,6 +128,29 @@ class Conditional:
         require_step(t)
         return self.noised_score(v, *_levels(t, v))
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Log-density of what is missing in x given what was seen.
+
+        Args:
+            x: (n · batch, N, d), n for each, draw by draw; what was seen is not looked at.
+
+        Returns:
+            (n · batch,), dtype and device of x; computed in float64.
+
+        Raises:
+            ValueError: for a wrong shape, or values of what is missing that are not finite.
+            NotPSDError: if the conditional covariance is singular to rounding, so that no density
+                exists.
+        """
+        require_sequences("x", x, self.seq_len, self.dim)
+        require_finite("x where it is missing", self._by_draw(x)[:, self._free.to(x.device)])
+        if self._is_singular():
+            raise NotPSDError(
+                "the conditional covariance is singular to float64 precision, so it has no"
+                " density; ask for the density of the noised sequence"
+            )
+        return self.noised_log_prob(x, 1.0, 0.0)
+
     def _alone(self, values: Tensor) -> Tensor:
         """Without the batch, where one sequence was given without."""
         return values[0] if self._single else values
@@ -141,11 +162,12 @@ class Conditional:
                 f"v must have as many sequences as the law, {len(self._x)}, or a multiple of that"
                 f" (n draws for each, as sample(n).flatten(0, 1)), got {len(v)}"
             )
-        return v.unflatten(0, (-1, len(self._x)))
+        return v.unflatten(0, (len(v) // len(self._x), len(self._x)))
 
-    def _level_by_draw(self, level: float | Tensor) -> float | Tensor:
-        """A level (n · batch, 1, 1) as (n, batch, 1, 1); one for all as it is."""
-        return self._by_draw(level) if isinstance(level, Tensor) and level.numel() > 1 else level
+    def _level_by_draw(self, level: float | Tensor, v: Tensor) -> float | Tensor:
+        """A level (n · batch, 1, 1) of v as (n, batch, 1, 1); one for all as it is."""
+        own = isinstance(level, Tensor) and level.ndim and len(level) == len(v)
+        return self._by_draw(level) if own else level
 
 
 class ConditionalProcess(Conditional):
@@ -153,8 +175,8 @@ class ConditionalProcess(Conditional):
 
     :math:`N(\mu_m + W(x_o - \mu_o), \Gamma_{cond}\otimes\Sigma)` at the frames that are missing;
     what was seen stays as it is. :meth:`.GaussianProcess.condition` makes it. Sequences that miss
-    the same frames share a factorisation: O(N³) for each pattern, O(MN + Nd) a sequence and
-    coordinate, M frames missing; a batch is one call of LAPACK a pattern and no loop.
+    the same frames share a factorisation: with :math:`\Gamma^{-1}`, made once for the process,
+    O(M³ + M²N) for each pattern and O(MN) a sequence and coordinate, M frames missing.
 
     Made from one sequence without a batch, (N, d), it is a law like any other. Of a batch, what
     takes or returns sequences takes or returns n for each, draw by draw: (n · batch, N, d).
@@ -197,38 +219,28 @@ class ConditionalProcess(Conditional):
 
         Patterns with fewer than M missing frames are padded with some that were seen.
         """
-        kinds, self._which = self._seen[..., 0].int().unique(dim=0, return_inverse=True)
-        seen = kinds.bool()
+        seen, self._which = _kinds(self._seen[..., 0])
         self._counts = (~seen).sum(dim=1)
         # missing frames first, in their order
-        order = kinds.argsort(dim=1, stable=True)[:, : int(self._counts.max())]
+        order = seen.int().argsort(dim=1, stable=True)[:, : int(self._counts.max())]
         self._missing = ~seen.gather(1, order)  # (P, M), False where padded
-        factor, gram = self._factorised(seen), self._joint.gram()
-        cross = gram[order] * (seen[:, None] & self._missing[..., None])
-        half = torch.linalg.solve_triangular(factor, cross.mT, upper=False)
-        self._weights = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
-        both = self._missing[:, :, None] & self._missing[:, None]
-        own = gram[order[:, :, None], order[:, None]] - half.mT @ half
-        self._temporal = (own + own.mT) / 2 * both
+        self._padded = not bool(self._missing.all())
         self._frames = order[self._which]  # (batch, M)
-        offset = torch.where(self._seen, self._x - self._joint.mean, 0.0)
-        known = self._joint.mean + self._put(self._own(self._weights) @ offset)
-        self._mean = torch.where(self._free, known, self._x)
-
-    def _factorised(self, seen: Tensor) -> Tensor:
-        """Cholesky's factor of Γ_oo for every pattern, (P, N, N), with 1 where nothing was seen."""
-        gram = self._joint.gram()
-        _require_regular(self._joint, seen)
-        inside = torch.where(seen[:, :, None] & seen[:, None], gram, 0.0)
-        factor, failed = torch.linalg.cholesky_ex(inside + (~seen).to(gram).diag_embed())
-        if failed.any():
-            raise too_smooth("Cholesky's factorisation of Γ_oo fails")
-        return factor
+        solve = _by_covariance if self._joint.precision is None else _by_precision
+        self._weights, self._temporal = solve(self._joint, seen, order, self._missing)
+        offset = self._x - self._joint.mean  # 0 at missing frames
+        self._mean = self._x + self._put(self._own(self._weights) @ offset)
 
     @property
     def mean(self) -> Tensor:
         """E[x | x_o], (batch, N, d) float64; seen frames as they are."""
         return self._alone(self._mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of every coordinate given x_o, (batch, N, d) float64; zero where a frame was seen."""
+        frames = self._own(self._temporal.diagonal(dim1=-2, dim2=-1))[..., None]
+        return self._alone(self._put(frames * self._joint.spatial.diagonal()))
 
     def weights(self, k: int = 0) -> Tensor:
         r"""Kriging weights :math:`W = \Gamma_{mo}\Gamma_{oo}^{-1}` of sequence k, (M, N − M)."""
@@ -246,8 +258,9 @@ class ConditionalProcess(Conditional):
         With :math:`\Gamma_{cond}`, Σ and the conditional mean; all that is known of processes
         (samplers' exact laws, distances, budgets) applies to it.
         """
+        temporal = self.temporal(k)
         mean = self._mean[k][self._free[k, :, 0]]
-        return type(self._joint)(self.temporal(k), self._joint.spatial, mean)
+        return type(self._joint)(temporal, self._joint.spatial, mean)
 
     def covariance(self, k: int = 0) -> Tensor:
         r""":math:`\Gamma_{cond}\otimes\Sigma` of sequence k, (M·d, M·d) float64, dense.
@@ -338,30 +351,11 @@ class ConditionalProcess(Conditional):
         noised = torch.where(own, signal**2 * variances + noise**2, 1 / (2 * math.pi))
         return diagonal_log_density(rotated.flatten(-2), noised.flatten(-2)).flatten().to(v)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        r"""Log-density of the missing frames of x given those that were seen.
-
-        Args:
-            x: (n · batch, N, d), n for each, draw by draw; seen frames are not looked at.
-
-        Returns:
-            (n · batch,), dtype and device of x; computed in float64.
-
-        Raises:
-            ValueError: for a wrong shape or missing frames that are not finite.
-            NotPSDError: if Γ_cond or Σ is singular to rounding, so that no density exists.
-        """
-        require_sequences("x", x, self.seq_len, self.dim)
-        require_finite("x at missing frames", self._by_draw(x)[:, self._free.to(x.device)])
+    def _is_singular(self) -> bool:
         values = torch.where(self._own_values, self._spectrum[0], torch.inf).amin(dim=1)
-        singular = (values <= spectrum_rounding(self._spectrum[0])[:, 0]).any()
         spatial = self._joint.spatial_spectrum[0]
-        if singular or spatial[0] <= spectrum_rounding(spatial):
-            raise NotPSDError(
-                "the conditional covariance is singular to float64 precision, so it has no"
-                " density; ask for the density of the noised sequence"
-            )
-        return self.noised_log_prob(x, 1.0, 0.0)
+        own = (values <= spectrum_rounding(self._spectrum[0])[:, 0]).any()
+        return bool(own) or bool(spatial[0] <= spectrum_rounding(spatial))
 
     def _of(self, k: int) -> tuple[int, int]:
         """The pattern of sequence k, and how many frames it misses."""
@@ -380,7 +374,7 @@ class ConditionalProcess(Conditional):
         values = torch.where(self._own_values, values, 0.0)
         limit = PSD_TOLERANCE * self._joint.gram().diagonal().max()
         if (values < -limit).any():
-            raise too_smooth(f"Γ_cond has the eigenvalue {values.min():.3g}")
+            raise _too_smooth(f"Γ_cond has the eigenvalue {values.min():.3g}")
         return values.clamp(min=0), vectors
 
     @property
@@ -410,9 +404,10 @@ class ConditionalProcess(Conditional):
     ) -> tuple[Tensor, float | Tensor, float | Tensor]:
         """(v − a μ_cond) of missing frames in the eigenbasis, (n, batch, M, d), and the levels."""
         u, w, _variances, _own, mean = self._factors_for(v)
-        signal, noise = self._level_by_draw(signal), self._level_by_draw(noise)
-        missing = self._own(self._missing)[..., None].to(v.device)
-        residual = torch.where(missing, self._take(self._by_draw(v)) - signal * mean, 0.0)
+        signal, noise = self._level_by_draw(signal, v), self._level_by_draw(noise, v)
+        residual = self._take(self._by_draw(v)) - signal * mean
+        if self._padded:
+            residual = residual.masked_fill(~self._own(self._missing)[..., None].to(v.device), 0.0)
         return u.mT @ residual @ w, signal, noise
 
     def _own(self, of_patterns: Tensor) -> Tensor:
@@ -426,7 +421,9 @@ class ConditionalProcess(Conditional):
 
     def _put(self, values: Tensor) -> Tensor:
         """(..., batch, M, d) at the missing frames of zeros, (..., batch, N, d)."""
-        values = torch.where(self._own(self._missing)[..., None].to(values.device), values, 0.0)
+        if self._padded:
+            kept = self._own(self._missing)[..., None].to(values.device)
+            values = values.masked_fill(~kept, 0.0)
         values = values.expand(*values.shape[:-3], len(self._x), -1, -1)
         index = self._frames.to(values.device)[..., None].expand(values.shape)
         out = values.new_zeros(*values.shape[:-2], self.seq_len, self.dim)
@@ -466,8 +463,8 @@ def _wrong_kind(observed: object) -> str:
 def _require_some(seen: Tensor) -> None:
     """Raise unless every sequence has something that was seen and something that was not."""
     for kind, every, hint in (
-        ("nothing is missing", seen.all(dim=(1, 2)), "there is nothing to condition"),
-        ("everything is missing", ~seen.any(dim=(1, 2)), "its law is the process itself"),
+        ("nothing is missing", seen.all(dim=2).all(dim=1), "there is nothing to condition"),
+        ("everything is missing", ~seen.any(dim=2).any(dim=1), "its law is the process itself"),
     ):
         if every.any():
             raise ValueError(
@@ -476,23 +473,64 @@ def _require_some(seen: Tensor) -> None:
             )
 
 
-def _require_regular(process: GaussianProcess, seen: Tensor) -> None:
-    """Raise if Γ_oo of any pattern (P, N) is singular to the precision in which Γ was given.
+def _kinds(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The patterns among masks (batch, N), (P, N), and which one each is, (batch,)."""
+    numbers: dict[bytes, int] = {}  # ten times faster than torch.unique
+    rows = seen.cpu().numpy()
+    which = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
+    firsts = {number: k for k, number in reversed(list(enumerate(which)))}
+    rows = [firsts[number] for number in range(len(numbers))]
+    return seen[rows], torch.tensor(which, device=seen.device)
 
-    Its eigenvalues lie between those of Γ (Cauchy), which are known.
+
+def _by_precision(
+    process: GaussianProcess, seen: Tensor, order: Tensor, missing: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""W and Γ_cond from :math:`P = \Gamma^{-1}`: :math:`-P_{mm}^{-1}P_{mo}` and its first factor.
+
+    P is made once for a process, so that a pattern costs O(M³ + M²N).
+
+    Args:
+        process: with a precision.
+        seen: patterns (P, N).
+        order, missing: frames (P, M), and whether they are missing or padding.
     """
-    values, dtype = process._temporal_values, process.temporal_dtype
-    if values[0] > spectrum_rounding(values, dtype):
-        return
+    rows = process.precision[order]
+    both = missing[:, :, None] & missing[:, None]
+    own = rows.gather(2, order[:, None].expand(both.shape)).masked_fill(~both, 0.0)
+    factor = torch.linalg.cholesky(own + (~missing).to(own).diag_embed())
+    temporal = torch.cholesky_inverse(factor).masked_fill(~both, 0.0)
+    return -temporal @ rows.masked_fill(~seen[:, None], 0.0), temporal
+
+
+def _by_covariance(
+    process: GaussianProcess, seen: Tensor, order: Tensor, missing: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from a factorisation of Γ_oo, which may be regular where Γ is not: O(N³) each."""
+    _require_regular(process, seen)
+    gram = process.gram()
+    inside = gram.masked_fill(~(seen[:, :, None] & seen[:, None]), 0.0)
+    factor, failed = torch.linalg.cholesky_ex(inside + (~seen).to(gram).diag_embed())
+    if failed.any():
+        raise _too_smooth("Cholesky's factorisation of Γ_oo fails")
+    cross = gram[order] * (seen[:, None] & missing[..., None])
+    half = torch.linalg.solve_triangular(factor, cross.mT, upper=False)
+    weights = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
+    own = gram[order[:, :, None], order[:, None]] - half.mT @ half
+    return weights, (own + own.mT) / 2 * (missing[:, :, None] & missing[:, None])
+
+
+def _require_regular(process: GaussianProcess, seen: Tensor) -> None:
+    """Raise if Γ_oo of any pattern (P, N) is singular to the precision in which Γ was given."""
     for each in seen:
         own = torch.linalg.eigvalsh(process.gram()[each][:, each])
-        if own[0] <= spectrum_rounding(own, dtype):
-            raise too_smooth(
+        if own[0] <= spectrum_rounding(own, process.temporal_dtype):
+            raise _too_smooth(
                 f"Γ_oo has the smallest eigenvalue {own[0]:.3g} and the largest {own[-1]:.3g}"
             )
 
 
-def too_smooth(what: str) -> NotPSDError:
+def _too_smooth(what: str) -> NotPSDError:
     """The error for a process that cannot be conditioned, and why."""
     return NotPSDError(
         f"the process is too smooth to be conditioned in float64: {what}, singular to rounding;"

@@ -31,7 +31,7 @@ from ..support.rounding import gamma, spectrum_rounding
 from ..support.spectra import covariance_spectrum
 from ..support.validation import require_count
 from ..support.wrappers import lasting
-from .conditional import Conditional, too_smooth
+from .conditional import Conditional, _too_smooth
 from .law import diagonal_log_density
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class ConditionalEntries(Conditional):
         ValueError, NotPSDError: as there.
 
     Accuracy: relative residuals of 1e-12, or what rounding allows; found against dense linear
-    algebra 2e-11 for the mean and 2e-12 for the score, κ(Γ ⊗ Σ) up to 1e6. Gradients pass through v once, none through x, and levels that ask
-    for one are refused.
+    algebra 2e-11 for the mean and 2e-12 for the score, κ(Γ ⊗ Σ) up to 1e6. Gradients pass through
+    v once, none through x, and levels that ask for one are refused.
     """
 
     _by_entries = True
@@ -86,7 +86,7 @@ class ConditionalEntries(Conditional):
         self._free = ~self._seen if noise == 0 else torch.ones_like(self._seen)
         values = process.temporal_spectrum[0]
         if noise == 0 and values[0] <= spectrum_rounding(values, process.temporal_dtype):
-            raise too_smooth(f"Γ has the smallest eigenvalue {values[0]:.3g}")
+            raise _too_smooth(f"Γ has the smallest eigenvalue {values[0]:.3g}")
         self._covariances: dict[int, tuple[Tensor, ...]] = {}
 
     def to(self, device: torch.device | str) -> ConditionalEntries:
@@ -110,6 +110,18 @@ class ConditionalEntries(Conditional):
     def _mean(self) -> Tensor:
         offset = self._x - self._joint.mean
         return torch.where(self._free, self._joint.mean + self._explained(offset), self._x)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of every entry given y, (batch, N, d) float64; zero where it was seen without noise.
+
+        Raises:
+            ValueError: as :meth:`covariance`, of which these are the diagonals.
+        """
+        out = torch.zeros_like(self._x)
+        for k in range(len(out)):
+            out[k, self._free[k]] = self._covariance_of(k)[0].diagonal()
+        return self._alone(out)
 
     def covariance(self, k: int = 0) -> Tensor:
         r"""Of the missing entries of sequence k, or of all where there is noise, float64, dense.
@@ -199,12 +211,16 @@ class ConditionalEntries(Conditional):
 
         Args and returns: see :meth:`.KnownLaw.noised_log_prob`; n sequences for each of the batch.
         """
-        a, s = (self._level_by_draw(x) for x in (signal, noise))
+        a, s = (self._level_by_draw(x, v) for x in (signal, noise))
         found = [
             self._log_density(k, self._by_draw(v)[:, k], _of_sequence(a, k), _of_sequence(s, k))
             for k in range(len(self._x))
         ]
         return torch.stack(found, dim=1).flatten().to(v)
+
+    def _is_singular(self) -> bool:
+        spectra = [self._covariance_of(k)[1] for k in range(len(self._x))]
+        return any(bool(values[0] <= spectrum_rounding(values)) for values in spectra)
 
     def _log_density(
         self, k: int, v: Tensor, signal: float | Tensor, noise: float | Tensor
@@ -234,7 +250,7 @@ class ConditionalEntries(Conditional):
                 f"a covariance of {count} entries is above the limit of {ROWS}: each row is a run"
                 " of conjugate gradients; means, scores and draws need none"
             )
-        unit = torch.eye(free.numel()).to(self._x)[free.flatten()].view(count, *free.shape)
+        unit = self._x.new_ones(free.numel()).diag()[free.flatten()].view(count, *free.shape)
         rows = _product(self._joint, unit)
         known = self._explained(rows, seen.expand_as(rows))
         own = (rows - known)[:, free]
@@ -259,7 +275,7 @@ class ConditionalEntries(Conditional):
 
 
 class _Missing:
-    r"""Systems with the missing block of :math:`G = (C + rI)^{-1}`, the inverse of C_cond for r = 0.
+    r"""Systems with the missing block of :math:`G = (C + rI)^{-1}`: C_cond's inverse for r = 0.
 
     Args:
         process: C = Γ ⊗ Σ.

@@ -27,7 +27,7 @@ def framewise_scores(process: GaussianProcess, v: Tensor, signal: Tensor, noise:
     kind, which = _kinds(torch.cat([signal, noise], dim=1))
     a, s = signal[kind], noise[kind]  # (P, N, 1)
     scaled = (a * gram * a.mT)[:, None] * spatial[:, None, None]  # (P, d, N, N)
-    factor = _factor(scaled + (s**2).mT[..., None, :] * torch.eye(len(gram)).to(gram))
+    factor = _factor(scaled + (s**2)[..., 0].diag_embed()[:, None])
     residual = ((v.to(mean) - signal * mean) @ w).mT  # (batch, d, N)
     if len(kind) == 1:  # sequences side by side, one factorisation for all
         solved = torch.cholesky_solve(residual.permute(1, 2, 0), factor[0]).permute(2, 0, 1)

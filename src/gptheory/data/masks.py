@@ -11,12 +11,12 @@ PATTERNS = ("tail", "middle", "four", "spread")
 
 
 def pattern(name: str, seq_len: int, missing: int) -> Tensor:
-    """One of the four patterns on which Ye and Chen test. Source: YC Patterns.
+    """Four patterns after those on which Ye and Chen test. Source: YC Patterns.
 
     Args:
         name: ``"tail"`` (P1) the last frames are missing, ``"middle"`` (P2) one gap in the middle,
-            ``"four"`` (P3) four gaps of a quarter each, ``"spread"`` (P4) single frames, as far
-            apart as they can be.
+            ``"four"`` (P3) four gaps of a quarter each, ``"spread"`` single frames, evenly spread
+            (where P4 has them at random: ``random_gaps(1, N, M, 1)``, or with neighbours allowed).
         seq_len: N.
         missing: M frames, 0 < M < N; a multiple of 4 for ``"four"``, at most N/2 for ``"spread"``.
 

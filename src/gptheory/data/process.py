@@ -49,6 +49,7 @@ CIRCULANT_FROM = 768  # frames from which the FFT beats the dense factor (measur
 # 200 scores of 8 sequences; a score then costs the two about the same (measured, one thread)
 SOLVER_FROM = 2048
 DENSE_LIMIT = 8192  # rows of the largest dense covariance
+INVERTED_TO = 1e8  # condition number up to which Γ is inverted
 FRAMEWISE_VALUES = 2**24  # numbers in the matrices that are factorised together
 SCORE_METHODS = ("auto", "eigenvectors", "conjugate-gradients")
 
@@ -287,12 +288,25 @@ class GaussianProcess:
         variances = signal**2 * torch.outer(temporal, spatial) + noise**2  # (N, d), or of a batch
         return diagonal_log_density(rotated.flatten(1), variances.flatten(-2)).to(v)
 
+    @cached_property
+    @lasting
+    def precision(self) -> Tensor | None:
+        r""":math:`\Gamma^{-1}`, (N, N) float64; None where κ(Γ) may be above 1e8.
+
+        There an inverse has too few digits to be computed with.
+        """
+        values = self._temporal_values
+        regular = values[0] > spectrum_rounding(values, self.temporal_dtype)
+        if not regular or values[-1] > INVERTED_TO * values[0]:
+            return None
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.gram()))
+
     def condition(
         self, x: Tensor, observed: Tensor, noise: float = 0.0
     ) -> ConditionalProcess | ConditionalEntries:
         r"""The law of what is missing given what was seen, one for each sequence.
 
-        Whole frames missing: :class:`.ConditionalProcess`, one Cholesky factorisation a pattern,
+        Whole frames missing: :class:`.ConditionalProcess`, one small factorisation a pattern,
         after which everything is a few products. Single entries missing, or noise on what was
         seen: :class:`.ConditionalEntries`, by conjugate gradients, for then nothing factorises.
         Source: YC Conditional law.

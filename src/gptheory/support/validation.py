@@ -75,8 +75,9 @@ def require_values(name: str, values: Tensor) -> None:
 def require_finite(name: str, values: Tensor) -> None:
     """Raise if any entry is NaN or infinite, or if there are no entries to look at (meta)."""
     require_values(name, values)
-    bad = values.numel() - int(torch.isfinite(values).sum())
-    if bad:
+    finite = torch.isfinite(values)
+    if not finite.all():
+        bad = values.numel() - int(finite.sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
 
 
