@@ -22,7 +22,11 @@ from status import Chapter, read_chapters
 
 WIDTH, ROW, TOP = 440, 40, 34
 NODE, RADIUS = 112, 7  # where the column of dots stands
-PARTS = {1: "Part I: Gaussian-process data", 9: "Part II: latent diffusion transformers"}
+PARTS = {
+    1: "Part I: Gaussian-process data",
+    9: "Part II: latent diffusion transformers",
+    12: "Part III: missing frames",
+}
 PART_ROW = 34
 TOLD = re.compile(r"session\.opening\(seconds=(\d+)")
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import process, seeded, seeds
 from tolerances import IDENTITY, assert_identity, assert_statistical, covariance_standard_error
 
+from gptheory.attention.positions import embedding_distance
 from gptheory.data import (
     PATTERNS,
     ConditionalEntries,
@@ -58,11 +59,6 @@ def dense(law, x, observed, noise=0.0):
 def assert_within(found, expected, bar=BAR):
     scale = expected.abs().max()
     assert (found - expected).abs().max() <= bar * scale, (found - expected).abs().max() / scale
-
-
-def condition_of(law) -> float:
-    values = torch.linalg.eigvalsh(law.covariance())
-    return (values[-1] / values[0]).item()
 
 
 # ---- against dense linear algebra ---------------------------------------------------------------
@@ -277,7 +273,9 @@ def test_a_gap_of_a_markov_process_has_the_condition_number_of_a_brownian_bridge
     assert_identity(precision, bridge, condition=1e4)
 
 
-@pytest.mark.statement("YC Condition numbers")
+@pytest.mark.statement(
+    "YC Condition numbers", "YC Condition number of Theorem 1", "YC Assumption 1"
+)
 def test_condition_numbers_of_the_four_patterns():
     own = decaying_process(96, 8, 128.0)
     x, spatial = own.sample(1, seeded(0), F64), own.spatial_spectrum[0]
@@ -287,12 +285,23 @@ def test_condition_numbers_of_the_four_patterns():
         found[name] = (law.condition_number * spatial[0] / spatial[-1]).item()
     expected = {"tail": 394.91, "middle": 116.25, "four": 9.47, "spread": 1.00}
     assert {name: round(value, 2) for name, value in found.items()} == expected
-    # print has 415.40 for the tail: frames on a circle of 2N positions, distances of chords
-    lags = torch.arange(96, dtype=F64)
-    chords = 2 * torch.sin(math.pi * lags / 192)
-    circle = torch.exp(-(lags[:, None] - lags).abs().apply_(lambda lag: chords[int(lag)]) / 128)
-    law = GaussianProcess(circle, torch.eye(1)).condition(x[..., :1], pattern("tail", 96, 16))
+    # the factors of κ(Σ_cond) are κ(Σ) and κ(Γ_cond), not κ(Γ_oo)
+    observed = pattern("tail", 96, 16)
+    values = torch.linalg.eigvalsh(own.gram()[observed][:, observed])
+    assert 40 < values[-1] / values[0] / found["tail"] < 45
+    assert_identity(own.condition(x, observed).condition_number, condition_of_dense(own, observed))
+    # print has 415.40: a kernel of distances on a circle of radius 1 with 2N positions
+    circle = GaussianProcess(
+        lambda lag: torch.exp(-embedding_distance(lag, 192.0) / 128), torch.eye(1), seq_len=96
+    )
+    law = circle.condition(x[..., :1], observed)
     assert abs(law.condition_number.item() / 415.40 - 1) < 0.002
+
+
+def condition_of_dense(own, observed):
+    _free, _mean, covariance = dense(own, torch.zeros(96, 8, dtype=F64), observed)
+    values = torch.linalg.eigvalsh(covariance)
+    return (values[-1] / values[0])[None]
 
 
 def test_interpolation_is_the_mean_of_the_papers_kernel_and_of_no_smooth_one():

@@ -73,7 +73,7 @@ def time_embedding(seq_len: int, period: float, radius: float = 1.0) -> Tensor:
 def embedding_distance(lag: Tensor | float, period: float, radius: float = 1.0) -> Tensor:
     r"""Distance of two time embeddings, :math:`\|e_i - e_j\| = 2 r\, |\sin(\pi |i-j| / C)|`.
 
-    Source: FDGWC Time embedding; FDGWC Assumption 1.
+    Source: FDGWC Time embedding; FDGWC Assumption 1; YC Assumption 1.
 
     Args:
         lag: distance in frames, any shape.

@@ -272,7 +272,10 @@ class ConditionalProcess(Conditional):
 
     @property
     def condition_number(self) -> Tensor:
-        r""":math:`\kappa(\Gamma_{cond})\,\kappa(\Sigma)` of every sequence, (batch,) float64."""
+        r""":math:`\kappa(\Gamma_{cond})\,\kappa(\Sigma)` of every sequence, (batch,) float64.
+
+        Source: YC Condition number of Theorem 1.
+        """
         values, spatial = self._spectrum[0], self._joint.spatial_spectrum[0]
         smallest = torch.where(self._own_values, values, torch.inf).amin(dim=1)
         ratio = values.amax(dim=1) / smallest * spatial[-1] / spatial[0]
