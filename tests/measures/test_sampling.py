@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from scipy import stats
 from strategies import process, seeded
 from tolerances import assert_identity, assert_statistical, covariance_standard_error
 
@@ -20,6 +21,7 @@ from gptheory.data import (
 from gptheory.diffusion import SOLVERS, ExactScore, alpha, sample, sigma, step_grid, stop_for
 from gptheory.diffusion.grids import T_MIN
 from gptheory.measures import (
+    SamplingError,
     ball_region,
     gaussian_kl,
     gaussian_tv,
@@ -146,6 +148,37 @@ def test_the_last_step_of_unconditional_data_ruins_scattered_frames():
     coarse = sampling_error(law, steps=50, t_min=1e-4, solver="dpmpp-2m", grid="quadratic")
     assert late.coverage() < 0.2 and late.ratio.max() < 0.9
     assert coarse.coverage() > 0.999 and coarse.ratio.max() > 1.3
+
+
+@pytest.mark.statement("YC Corollary 1")
+@pytest.mark.parametrize("name", PATTERNS)
+def test_coverage_is_off_by_the_total_variation_at_most(name):
+    law = bridge(MASKS[name])
+    for t_min in (1e-5, 1e-3, 5e-3):
+        for solver, grid in (("exp-ab3", "log-snr"), ("dpmpp-2m", "quadratic")):
+            found = sampling_error(law, solver, 24, grid, t_min=t_min)
+            for level in (0.5, 0.95):
+                # 1e-8: the accuracy of either integral
+                assert abs(found.coverage(level) - level) <= found.tv + 2e-8
+
+
+def test_coverage_has_no_converse():
+    """The fifth of its variance that a faint mode has left is not seen where others are large."""
+    law = bridge(MASKS["tail"])
+    found = sampling_error(law, "dpmpp-2m", 50, "quadratic", t_min=T_MIN)
+    assert abs(found.coverage() - 0.95) < 0.005
+    assert found.tv > 0.99 and found.ratio.min() < 0.25
+
+
+def test_one_deficit_covers_less_the_more_directions_there_are():
+    """Table 1 of Ye and Chen: 92.67, 88.63, 82.14, 80.25, 77.81 % by length."""
+    covered = []
+    for directions in (2, 8, 32, 128):
+        true = torch.full((directions, 1), 0.7, dtype=torch.float64)
+        covered.append(SamplingError(0.9 * true, true, 0 * true).coverage())
+        chi = stats.chi2(directions)
+        assert covered[-1] == pytest.approx(chi.cdf(0.9 * chi.ppf(0.95)), rel=1e-9)
+    assert covered == sorted(covered, reverse=True) and covered[-1] < 0.8 < 0.93 < covered[0]
 
 
 BAD_INPUT = {
