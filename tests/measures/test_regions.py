@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import quad
 from strategies import process, seeded
 from tolerances import assert_identity, assert_statistical
 
@@ -51,6 +53,21 @@ def test_pairs_of_equal_variances_are_sums_of_exponentials():
         rounding = 1e-12 + 1e-15 * np.abs(factors).max()
         found = squared_norm_cdf(x, np.repeat(w, 2), np.zeros(2 * len(w)))
         assert abs(1 - rest - found) <= rounding
+
+
+@pytest.mark.parametrize("variance", [0.1, 1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("x", [0.1, 0.33, 3.0])
+def test_a_mean_with_hardly_any_variance_beside_a_wide_direction(x, variance):
+    """Where a path that bends too far meets what grows; beside an integral over that direction."""
+
+    def inside(z):
+        return stats.norm.pdf(z) * stats.chi2.cdf((x - (0.5 + math.sqrt(variance) * z) ** 2) / 4, 1)
+
+    kinks = [(sign * math.sqrt(x) - 0.5) / math.sqrt(variance) for sign in (-1, 1)]
+    edges = sorted([-10.0, 10.0, *(min(max(k, -10.0), 10.0) for k in kinks)])
+    expected = sum(quad(inside, *pair, epsabs=1e-13, limit=200)[0] for pair in pairwise(edges))
+    found = squared_norm_cdf(x, np.array([4.0, variance]), np.array([0.0, 0.5]))
+    assert found == pytest.approx(expected, abs=1e-10)
 
 
 def test_the_tail_beyond_has_all_its_digits_near_one():
@@ -137,6 +154,14 @@ def test_few_draws_make_the_ball_too_small_and_the_correction_does_not():
     # the rank promises ceil(0.95 * 41) / 41 = 0.951 for exchangeable distances; the distances of
     # draws to their own mean are alike in law, and not quite exchangeable with the fresh one
     assert_statistical(fair, 39 / 41, error, 400)
+
+
+def test_the_ellipsoid_of_draws_of_one_number_is_the_prediction_interval():
+    """Student's: the mean ± t s sqrt(1 + 1/Z)."""
+    draws = torch.randn(5, 1, 1, generator=seeded(0), dtype=torch.float64)
+    found = ellipsoid_region(draws)
+    half = stats.t.ppf(0.975, 4) * draws.std().item() * math.sqrt(1 + 1 / 5)
+    assert found.radius / found.whitening.item() == pytest.approx(half, rel=1e-9)
 
 
 def test_the_ellipsoid_of_draws_covers_on_average_at_every_count():

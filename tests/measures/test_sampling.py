@@ -109,6 +109,13 @@ def test_coverage_is_that_of_the_ball_of_what_is_generated(steps):
     assert found.mean_error == pytest.approx(gap.item())
 
 
+def test_a_mean_that_is_off_costs_coverage():
+    true = torch.full((4, 2), 0.7, dtype=torch.float64)
+    found = SamplingError(true, true, torch.full_like(true, 0.4))
+    radius = stats.chi2.ppf(0.95, 8)
+    assert found.coverage() == pytest.approx(stats.ncx2.cdf(radius, 8, 8 * 0.16 / 0.7), rel=1e-9)
+
+
 def test_with_the_true_law_a_ball_covers_what_it_says():
     found = sampling_error(LAW, steps=400, t_min=1e-6)
     for level in (0.5, 0.95):

@@ -10,10 +10,13 @@ is singular on the negative axis only, so its inverse,
 
 .. math:: P(\|y\|^2 \le x) = \frac{1}{2\pi i}\int e^{sx} M(s)\,\frac{ds}{s},
 
-may be taken along a parabola around that axis. Through the saddle point, with the curvature of
-steepest descent there (Rice 1980), the integrand is a bump, and the trapezoidal rule converges
-geometrically. (Imhof 1961 stays on the imaginary axis, where few directions leave an integrand that
-oscillates as it decays.) Right of the pole at 0 the path gives the probability, left of it, with
+may be taken along a path that bends to the left around that axis: through the saddle point, with
+the curvature of steepest descent there (Rice 1980), and far out along two straight lines. There
+:math:`e^{sx}` falls, and so does what a direction with a mean and hardly any variance contributes,
+which grows along a parabola. In :math:`\tau`, with Im s a multiple of sinh τ, the integrand is a
+bump whatever the spread of the λ, and the trapezoidal rule converges geometrically. (Imhof 1961
+stays on the imaginary axis, where few directions leave an integrand that oscillates as it decays.)
+Right of the pole at 0 the path gives the probability, left of it, with
 the sign turned, that of the rest: so the smaller one is found with all its digits.
 """
 
@@ -26,9 +29,12 @@ import numpy as np
 import scipy  # loads its parts where they are used
 
 NODES = 32  # of the first trapezoidal rule
-DOUBLINGS = 10
+DOUBLINGS = 8
+STEEPEST = 0.5  # the path's slope far out: below 1, so that e^{s²} falls along it
+LONGEST = 60.0  # in τ, where the path is e^60 widths long
 CONVERGED = 1e-8  # relative change: halving the step squares the error, so what is left is 1e-16
 NEGLIGIBLE = 40.0  # of the exponent below its value at the saddle: e^-40 is nothing
+FAINTEST_LOG = -690.0  # of the integrand at its saddle point: P is below 1e-290
 FAINTEST, FARTHEST = 1e-70, 1e4  # of the mean: P is below 1e-34, 1 - P below e^-4990
 
 
@@ -77,24 +83,31 @@ def _tail(x: float, variances: np.ndarray, squares: np.ndarray, below: bool) -> 
     z = 1 + 2 * variances * saddle
     second = (2 * variances**2 / z**2 + 4 * variances * squares / z**3).sum()  # of log M
     third = -(8 * variances**3 / z**3 + 24 * variances**2 * squares / z**4).sum()
-    bend = -third / (6 * second)
+    bend, width = -third / (6 * second), 1 / math.sqrt(second + saddle**-2)
 
-    def log_height(y: np.ndarray) -> np.ndarray:
-        """log of |s|⁻¹ s e^{sx} M(s) / s along the path, (n,) complex."""
-        s = (saddle + 1j * y - bend * y**2)[:, None]
+    def log_height(tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of e^{sx} M(s) / |s|, and ds/dτ / i, along the path, (n,) complex."""
+        y = width * np.sinh(tau)
+        root = np.sqrt(1 + (bend * y / STEEPEST) ** 2)
+        s = (saddle + 1j * y - bend * y**2 / root)[:, None]
+        turn = 1 + 1j * bend * y * (1 + root**2) / root**3
         z = 1 + 2 * variances * s
         logs = np.log(z) / 2 + s * squares / z
-        return (s * x - np.log(s if below else -s))[:, 0] - logs.sum(axis=1)
+        logs = (s * x - np.log(s if below else -s))[:, 0] - logs.sum(axis=1)
+        return logs, turn * width * np.cosh(tau)
 
-    top = log_height(np.zeros(1))[0].real
-    end = 1 / math.sqrt(second + saddle**-2)
-    while log_height(np.array([end]))[0].real > top - NEGLIGIBLE:
-        end *= 1.25
+    top = log_height(np.zeros(1))[0][0].real
+    if top < FAINTEST_LOG:
+        return 0.0
 
-    def heights(y: np.ndarray) -> np.ndarray:
-        return (np.exp(log_height(y) - top) * (1 + 2j * bend * y)).real
+    def heights(tau: np.ndarray) -> np.ndarray:
+        logs, speed = log_height(tau)
+        return (np.exp(logs - top) * speed).real
 
-    return math.exp(top) / math.pi * _half_line(heights, end)
+    coarse = np.arange(0, LONGEST, 0.25)
+    logs, speed = log_height(coarse)
+    seen = logs.real - top + np.log(np.abs(speed) / width) > -NEGLIGIBLE
+    return math.exp(top) / math.pi * _half_line(heights, coarse[np.nonzero(seen)[0][-1] + 1])
 
 
 def _half_line(heights: Callable[[np.ndarray], np.ndarray], end: float) -> float:
