@@ -145,7 +145,7 @@ def ellipsoid_region(source: Tensor | GaussianProcess, level: float = 0.95) -> R
             f"an ellipsoid in {size} dimensions needs more than {size} draws, got {count}; take a"
             " ball, or the ellipsoid of a law with structure, as of kronecker_mle(draws)"
         )
-    root = torch.linalg.cholesky(draws.T.cov())
+    root = torch.linalg.cholesky(draws.T.cov().view(size, size))
     whitening = torch.linalg.solve_triangular(root, torch.eye(size).to(root), upper=False)
     factor = (count + 1) * (count - 1) * size / (count * (count - size))
     square = factor * scipy.special.fdtri(size, count - size, level)
