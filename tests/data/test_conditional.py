@@ -22,6 +22,7 @@ from gptheory.data import (
     PowerExponential,
     conditioned,
     decaying_process,
+    entries,
     gram,
     pattern,
     random_gaps,
@@ -99,11 +100,14 @@ def test_frames_given_frames_are_those_of_dense_linear_algebra(seed, batch, seq_
     assert torch.equal(score, ExactScore(law)(v, t))
 
 
-@given(seed=seeds, noise=st.sampled_from([0.0, 1e-3, 0.5]), t=st.floats(0.001, 6.0))
-@settings(max_examples=40)
-def test_entries_and_noise_are_those_of_dense_linear_algebra(seed, noise, t):
+@given(
+    seed=seeds, noise=st.sampled_from([0.0, 1e-3, 0.5]), t=st.floats(0.001, 6.0),
+    share=st.sampled_from([0.2, 0.8]),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_entries_and_noise_are_those_of_dense_linear_algebra(seed, noise, t, share):
     own, batch = process(6, 3, seed), 3
-    observed = masks(batch, 6, 3, seed=seed)
+    observed = masks(batch, 6, 3, seed=seed, share=share)
     x = own.sample(batch, seeded(seed), F64)
     law = own.condition(x.masked_fill(~observed, math.nan), observed, noise)
     v = torch.randn(2 * batch, 6, 3, generator=seeded(seed + 1), dtype=F64)
@@ -206,6 +210,25 @@ def test_conjugate_gradients_find_what_the_factorisation_does():
     for t in (0.01, 0.5, 4.0):
         assert_identity(same.score(v, t), law.score(v, t), condition=10)
     assert_identity(same.covariance(1), law.covariance(1))
+
+
+def test_the_preconditioners_keep_steps_few(monkeypatch):
+    """In the setting of the docstring, which says what they are: the bounds leave a sixth."""
+    taken, solve = [], entries.conjugate_gradients
+
+    def counted(*arguments):
+        found = solve(*arguments)
+        taken.append(int(found.steps.max()))
+        return found
+
+    monkeypatch.setattr(entries, "conjugate_gradients", counted)
+    own = decaying_process(96, 8, 128.0)
+    x, v = own.sample(2, seeded(1), F64), torch.randn(2, 96, 8, generator=seeded(3), dtype=F64)
+    for share, most in ((0.3, (60, 20, 80)), (0.9, (190, 20, 230))):
+        law = own.condition(x, masks(2, 96, 8, seed=2, share=share))
+        taken.clear()
+        _ = law.mean, law.score(v, 0.001), law.score(v, 5.0)
+        assert all(steps <= bound for steps, bound in zip(taken, most, strict=True))
 
 
 # ---- against a state-space smoother -------------------------------------------------------------
@@ -376,7 +399,9 @@ def test_bad_steps_of_frames_are_refused():
         with pytest.raises(ValueError, match=r"must be finite and >= 0, got"):
             ExactScore(own)(v, steps)
     mixture = random_mixture(5, 2, generator=seeded(1))
-    with pytest.raises(ValueError, match=r"per frame needs .* got GaussianMixture"):
+    with pytest.raises(
+        ValueError, match=r"got \(3, 5\): one step per frame needs .* not a GaussianMixture"
+    ):
         ExactScore(mixture)(v, torch.full((3, 5), 0.1))
     smooth = decaying_process(24, 2, 8.0, 2.0)
     clean = torch.zeros(1, 24, 2)
@@ -384,6 +409,10 @@ def test_bad_steps_of_frames_are_refused():
     steps[0, 3] = 0.1
     with pytest.raises(NotPSDError, match="too smooth for steps of 0"):
         ExactScore(smooth)(clean, steps)
+    twins = torch.eye(8, dtype=F64)
+    twins[0, 1] = twins[1, 0] = 1 - 2.0**-52  # a pivot of 4e-16, which is rounding
+    with pytest.raises(NotPSDError, match="too smooth for steps of 0"):
+        ExactScore(GaussianProcess(twins, torch.eye(1)))(torch.zeros(1, 8, 1), torch.zeros(1, 8))
 
 
 # ---- draws, batches, devices --------------------------------------------------------------------
@@ -448,17 +477,22 @@ def test_sequences_of_a_batch_do_not_see_each_other():
     assert_identity(law.smallest_variance, min(least))
 
 
-def test_what_is_missing_may_hold_anything():
-    own, observed = process(6, 2), masks(2, 6, seed=1)
+@pytest.mark.parametrize("kind", ["frames", "entries", "noisy"])
+def test_what_is_missing_may_hold_anything(kind):
+    own, noise = process(6, 2), 0.1 if kind == "noisy" else 0.0
+    observed = masks(2, 6, 2, seed=1) if kind == "entries" else masks(2, 6, seed=1)
+    seen = observed.view(2, 6, -1)
     x = own.sample(2, seeded(1), F64)
-    laws = [own.condition(x.masked_fill(~observed[..., None], fill), observed)
+    laws = [own.condition(x.masked_fill(~seen, fill), observed, noise)
             for fill in (0.0, math.nan, math.inf)]  # fmt: skip
     v = torch.randn(2, 6, 2, generator=seeded(2), dtype=F64)
-    odd = v.masked_fill(observed[..., None], math.nan)
+    odd = v.masked_fill(seen, math.nan) if noise == 0 else v
     for law in laws:
         assert torch.equal(law.mean, laws[0].mean)
         assert torch.equal(law.score(odd, 0.2), laws[0].score(v, 0.2))
-        assert torch.equal(law.completed(odd), torch.where(observed[..., None], x, v))
+        assert torch.isfinite(law.score(odd, 0.2)).all()
+        whole = v if noise else torch.where(seen, x, v)
+        assert torch.equal(law.completed(odd), whole)
         assert torch.equal(law.log_prob(odd), laws[0].log_prob(v))
 
 
@@ -635,7 +669,7 @@ def test_bad_questions_are_refused():
     t = torch.tensor([0.1, 0.2], requires_grad=True)
     with pytest.raises(ValueError, match="no gradient with respect to its levels"):
         entries.score(v[:2], t)
-    with pytest.raises(ValueError, match=r"per frame needs .* got ConditionalProcess"):
+    with pytest.raises(ValueError, match=r"per frame needs .* not a ConditionalProcess"):
         frames_of = ExactScore(frames)
         frames_of(v[:2], torch.ones(2, 5))
 

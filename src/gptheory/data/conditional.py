@@ -179,7 +179,9 @@ class ConditionalProcess(Conditional):
     O(M³ + M²N) for each pattern and O(MN) a sequence and coordinate, M frames missing.
 
     Made from one sequence without a batch, (N, d), it is a law like any other. Of a batch, what
-    takes or returns sequences takes or returns n for each, draw by draw: (n · batch, N, d).
+    takes or returns sequences takes or returns n for each, draw by draw: (n · batch, N, d). A
+    sampler moves seen frames as it moves noise, so ``law.completed(sample(ExactScore(law), n *
+    batch, N, d))`` puts them back.
 
     Source: YC Conditional law.
 
@@ -189,7 +191,6 @@ class ConditionalProcess(Conditional):
 
     Attributes:
         seq_len, dim: N and d.
-        mean: (batch, N, d) float64, E[x | x_o]; what was seen as it is.
 
     Raises:
         ValueError, NotPSDError: as there.

@@ -78,8 +78,8 @@ class ExactScore:
     def _framewise(self, v: Tensor, t: Tensor) -> Tensor:
         if not hasattr(self.law, "framewise_score"):
             raise ValueError(
-                "one diffusion step per frame needs the law of a GaussianProcess, got"
-                f" {type(self.law).__name__}; t must be a number or have shape ({len(v)},)"
+                f"t must be a number or have shape ({len(v)},), got {tuple(t.shape)}: one step per"
+                f" frame needs the law of a GaussianProcess, not a {type(self.law).__name__}"
             )
         require_step(t, zero=True)
         t = floating_step(t).to(v.device)[..., None]
