@@ -104,7 +104,7 @@ def _tail(x: float, variances: np.ndarray, squares: np.ndarray, below: bool) -> 
         logs, speed = log_height(tau)
         return (np.exp(logs - top) * speed).real
 
-    coarse = np.arange(0, LONGEST, 0.25)
+    coarse = np.arange(0, LONGEST, 0.5)
     logs, speed = log_height(coarse)
     seen = logs.real - top + np.log(np.abs(speed) / width) > -NEGLIGIBLE
     return math.exp(top) / math.pi * _half_line(heights, coarse[np.nonzero(seen)[0][-1] + 1])
