@@ -86,7 +86,7 @@ MATRICES = """
     GaussianProcess.__init__ temporal; GaussianProcess.__init__ spatial;
     GaussianProcess.__init__ mean; GaussianMixture.__init__ covariance; truncate gram; taper gram;
     conditioned gram; band gram; require_symmetric matrix; gaussian_kl cov_p;
-    gaussian_kl cov_q; gaussian_kl mean_p;
+    gaussian_kl cov_q; gaussian_kl mean_p; gaussian_kl mean_q;
     gaussian_w2 cov_p; gaussian_w2 cov_q; gaussian_w2 mean_p; gaussian_tv cov_p;
     gaussian_tv cov_q; gaussian_tv mean_p; gaussian_tv_bounds cov_p;
     gaussian_tv_bounds cov_q; gaussian_tv_bounds mean_p; relative_error estimate;
@@ -94,7 +94,8 @@ MATRICES = """
     mode_variances initial; uniform_correlation gamma; from_epsilon alphas_cumprod;
     to_epsilon alphas_cumprod; PredictedScore.__init__ alphas_cumprod;
     TrainingSchedule.__init__ alphas_cumprod; encoder_error covariance;
-    ToeplitzSolver.__init__ column
+    ToeplitzSolver.__init__ column; intervals draws; crps draws; crps truth; gaussian_crps mean;
+    gaussian_crps deviation; gaussian_crps truth
 """
 # sequences where they are computed with, or may be on the way to a loss: a NaN comes out as a NaN
 SEQUENCES = """
@@ -112,7 +113,7 @@ SEQUENCES = """
     Digits.recentred centres; ExpPolynomial.__call__ s; require_sequences x; require_floating x;
     ToeplitzSolver.product x; ToeplitzSolver.solve rhs; ToeplitzSolver.solution rhs;
     OneLoopScore.__call__ v; OneLoopScore.iterates v; NestedScore.__call__ v;
-    NestedScore.iterates v
+    NestedScore.iterates v; Region.distance x; Region.contains x
 """
 # data that laws, estimators, metrics and training are made of
 DATA = """
@@ -129,7 +130,8 @@ DATA = """
     Ball.render centres; Ball.locate frames; Digits.__init__ images; Digits.render centres;
     Digits.locate frames; LatentMap.fit frames; LatentMap.encode frames; GaussianTwin.__init__ x;
     measured_motion paths; log_likelihood v; stop_for source; aligned_score basis;
-    encoder_error basis; encoder_error encoder; lag_products x; spectral_ratios x
+    encoder_error basis; encoder_error encoder; lag_products x; spectral_ratios x;
+    ball_region source; ellipsoid_region source; imputation_error made
 """
 # several tensors that nothing moves
 TOGETHER = """
@@ -175,7 +177,7 @@ INNER = {
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
-    "SamplingError": "a record",
+    "SamplingError": "a record", "Region.__init__": "a record",
     "LatentMap.__init__": "a record", "support.rounding": "sizes of rounding",
     "elementary": "looks at the kind",
 }  # fmt: skip

@@ -24,11 +24,11 @@ from gptheory.construction.layers import Attention, Block, FeedForward
 from gptheory.construction.network import ScoreTransformer, StepFeatures
 from gptheory.construction.preconditioner import PreconditionedFeatures
 from gptheory.construction.subspaces import Subspaces
-from gptheory.data import GaussianProcess, covariance
+from gptheory.data import GaussianProcess, covariance, decaying_process
 from gptheory.diffusion import ExactScore, conventions, denoiser, grids, solvers, unrolled
 from gptheory.diffusion import sampler as generation
 from gptheory.figures import networks
-from gptheory.measures import likelihood, sampling, spectrum
+from gptheory.measures import imputation, likelihood, regions, sampling, spectrum
 from gptheory.measures import scores as measure
 from gptheory.support import spectra
 
@@ -290,6 +290,32 @@ def errors_of_scores(device: torch.device, dtype: torch.dtype) -> Found:
         "frequencies": spectrum.spectral_ratios(x, law(), 2)[0],
         "autocovariance": law(device).autocovariance(),
         "distances": [made.covariance, made.kl, made.w2, made.tv],
+        "ball": [made.coverage(), made.mean_error],
+    }  # fmt: skip
+
+
+@stop("exact")
+def how_sure_to_be(device: torch.device, dtype: torch.dtype) -> Found:
+    """Regions of draws on the device and of laws on either side; what is reported beside them."""
+    own, x, found = law(device), sequences(7, 15, device, dtype), {}
+    made = {
+        "ball": regions.ball_region(x), "corrected": regions.ball_region(x, 0.9, corrected=True),
+        "ellipsoid": regions.ellipsoid_region(x), "law": regions.ball_region(own),
+        "shape of a law": regions.ellipsoid_region(own),
+    }  # fmt: skip
+    for name, region in made.items():
+        found[name] = region.distance(x)
+        found[f"{name} inside"] = region.contains(x).double()
+        covered = region.coverage(own), region.coverage(law())
+        found[f"{name} covers"] = [region.radius, region.log_volume, *covered]
+    for name, each in {"draws": x, "other law": decaying_process(N, D).to(device)}.items():
+        report = vars(imputation.imputation_error(each, own))
+        found[f"report of {name}"] = [value for value in report.values() if value is not None]
+    lower, upper = imputation.intervals(x)
+    scale = (upper - lower) / 4
+    return found | {
+        "lower": lower, "upper": upper, "score": imputation.crps(x, x[0]),
+        "normal": imputation.gaussian_crps(x.mean(dim=0), scale, x[0]),
     }  # fmt: skip
 
 

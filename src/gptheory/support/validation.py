@@ -40,6 +40,12 @@ def require_nonnegative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
+def require_level(level: float) -> None:
+    """Raise unless a level is a probability between 0 and 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level!r}")
+
+
 def require_range(t_min: float, t_max: float) -> None:
     """Raise unless diffusion steps t_min < t_max are finite and above zero."""
     require_positive("t_min", t_min)
