@@ -566,6 +566,19 @@ def test_patterns_miss_what_they_say(seq_len, missing):
         assert bool(observed[0]) and bool(observed[-1]) == (name != "tail")
 
 
+@pytest.mark.parametrize("name", PATTERNS[1:])
+def test_gaps_of_patterns_never_touch(name):
+    for seq_len in range(3, 61):
+        for missing in range(1, seq_len):
+            try:
+                observed = pattern(name, seq_len, missing)
+            except ValueError:
+                continue
+            gaps = {"middle": [missing], "four": [missing // 4] * 4, "spread": [1] * missing}[name]
+            assert gap_sizes(observed) == gaps
+            assert name != "middle" or bool(observed[0] and observed[-1])
+
+
 def gap_sizes(observed: torch.Tensor) -> list[int]:
     return [len(run) for run in re.findall("0+", "".join(str(int(x)) for x in observed))]
 
@@ -586,6 +599,7 @@ def test_random_gaps_do_not_touch_and_are_everywhere():
         (lambda: pattern("P1", 9, 4), "name must be one of tail, middle, four, spread"),
         (lambda: pattern("four", 9, 3), "'four' needs gaps of equal size"),
         (lambda: pattern("spread", 9, 5), "'spread' needs gaps of equal size"),
+        (lambda: pattern("middle", 9, 8), "'middle' needs gaps of equal size"),
         (lambda: pattern("tail", 9, 9), "'tail' needs gaps of equal size"),
         (lambda: pattern("tail", 9, 0), "missing must be an integer >= 1"),
         (lambda: random_gaps(1, 9, 5, 1, None), None),
@@ -628,8 +642,28 @@ MASKS = {
 @pytest.mark.parametrize(("observed", "message"), MASKS.values(), ids=MASKS)
 def test_bad_masks_are_refused(observed, message, noise):
     own = process(5, 3)
+    if noise and message.startswith("nothing is missing"):
+        return  # then what was seen is smoothed
     with pytest.raises(ValueError, match=message):
         own.condition(own.sample(2, seeded(1)), observed, noise)
+
+
+def test_noise_alone_is_smoothed():
+    own, noise = process(5, 3), 0.3
+    y = own.sample(2, seeded(1), F64)
+    law = own.condition(y, torch.ones(5, dtype=torch.bool), noise)
+    clean = own.covariance()
+    noisy = clean + noise * torch.eye(15, dtype=F64)
+    gain = torch.linalg.solve(noisy, clean).T
+    flat = own.mean.flatten() + (y - own.mean).flatten(1) @ gain.T
+    assert_within(law.mean.flatten(1), flat, 1e-8)
+    assert_within(law.covariance(1), clean - gain @ clean, 1e-8)
+
+
+def test_conditioning_says_how_long_a_process_may_be():
+    law = GaussianProcess(PowerExponential(8.0), torch.eye(1), seq_len=8193)
+    with pytest.raises(ValueError, match=r"8193 frames .* limit of 8192 .* conditioning needs it"):
+        law.condition(torch.zeros(8193, 1), torch.arange(8193) > 3)
 
 
 def test_bad_sequences_are_refused():

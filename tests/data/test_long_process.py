@@ -246,7 +246,7 @@ BAD_INPUT = {
     ),
     "gram": (
         lambda: GaussianProcess(KERNELS[0], ONE, None, LONG).gram(),
-        r"a matrix of 65536 frames \(34.4 GB\).*scores, densities and samples need none",
+        r"a matrix of 65536 frames \(34.4 GB\).*scores with one step for each sequence.* need none",
     ),
     "singular": (
         lambda: pair(KERNELS[1])[1].log_prob(torch.zeros(1, 96, 3)),

@@ -10,6 +10,7 @@ from tolerances import assert_identity
 from gptheory.data import GaussianProcess, PowerExponential
 from gptheory.data.covariance import toeplitz
 from gptheory.measures import lag_products, spectral_ratios
+from gptheory.support.validation import NotPSDError
 
 SPATIAL = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
 LAW = GaussianProcess(PowerExponential(5.0), SPATIAL, torch.tensor([3.0, -1.0]), 1024)
@@ -81,10 +82,21 @@ def test_a_matrix_that_depends_on_the_lag_alone_will_do_and_no_other():
         spectral_ratios(x, uneven)
 
 
-@pytest.mark.parametrize("lags", [(-1,), (1024,)])
+@pytest.mark.parametrize("lags", [(-1,), (1024,), (1.5,)])
 def test_lags_out_of_range_are_refused(lags):
-    with pytest.raises(ValueError, match=r"lags must lie in 0\.\.1023, got"):
+    with pytest.raises(ValueError, match=r"lags must be integers in 0\.\.1023, got"):
         lag_products(draws(1), LAW, lags)
+
+
+def test_nothing_to_measure_is_refused():
+    for measure in (lambda x: lag_products(x, LAW, LAGS), lambda x: spectral_ratios(x, LAW)):
+        with pytest.raises(ValueError, match="number of sequences in x must be"):
+            measure(draws(1)[:0])
+    with pytest.raises(ValueError, match="number of lags must be"):
+        lag_products(draws(1), LAW, ())
+    flat = GaussianProcess(PowerExponential(5.0), torch.ones(2, 2), seq_len=1024)
+    with pytest.raises(NotPSDError, match="cannot be whitened"):
+        lag_products(draws(1), flat, LAGS)
 
 
 def test_more_bands_than_frequencies_are_refused():

@@ -53,7 +53,9 @@ class Conditional:
     """
 
     @lasting
-    def __init__(self, process: GaussianProcess, x: Tensor, observed: Tensor) -> None:
+    def __init__(
+        self, process: GaussianProcess, x: Tensor, observed: Tensor, noisy: bool = False
+    ) -> None:
         self._joint = process
         self.seq_len, self.dim = process.seq_len, process.dim
         require_floating("x", x, f"(batch, {self.seq_len}, {self.dim})")
@@ -64,7 +66,7 @@ class Conditional:
         whole = (len(x), self.seq_len, self.dim)
         observed = _as_mask(observed, whole).to(process.device)
         seen = observed if observed.ndim == 3 else observed[..., None]
-        _require_some(seen)
+        _require_some(seen, noisy)
         self._seen = seen.expand(whole).clone()
         x = x.detach().to(process.device, torch.float64)
         self._x = torch.where(self._seen, x, process.mean)
@@ -470,13 +472,13 @@ def _wrong_kind(observed: object) -> str:
     return message + "; of zeros and ones, pass observed.bool()"
 
 
-def _require_some(seen: Tensor) -> None:
-    """Raise unless every sequence has something that was seen and something that was not."""
+def _require_some(seen: Tensor, noisy: bool) -> None:
+    """Raise unless each sequence has something that was seen and something that is not known."""
     for kind, every, hint in (
         ("nothing is missing", seen.all(dim=2).all(dim=1), "there is nothing to condition"),
         ("everything is missing", ~seen.any(dim=2).any(dim=1), "its law is the process itself"),
     ):
-        if every.any():
+        if every.any() and not (noisy and kind == "nothing is missing"):
             raise ValueError(
                 f"{kind} in sequence {int(every.int().argmax())}: {hint}; expected at least one"
                 " frame that was seen and one that was not"

@@ -83,7 +83,7 @@ class ConditionalEntries(Conditional):
     def __init__(
         self, process: GaussianProcess, x: Tensor, observed: Tensor, noise: float = 0.0
     ) -> None:
-        super().__init__(process, x, observed)
+        super().__init__(process, x, observed, noise > 0)
         self.noise = noise
         self._free = ~self._seen if noise == 0 else torch.ones_like(self._seen)
         values = process.temporal_spectrum[0]

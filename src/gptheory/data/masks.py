@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ def pattern(name: str, seq_len: int, missing: int) -> Tensor:
             (where P4 has them at random: ``random_gaps(1, N, M, 1)``, or with neighbours allowed).
         seq_len: N.
         missing: M frames, 0 < M < N; a multiple of 4 for ``"four"``, at most N/2 for ``"spread"``.
+            Gaps have frames between them; where N hardly holds them, one may lie at an end, except
+            for ``"middle"``.
 
     Returns:
         observed: (N,), boolean, True where a frame is seen.
@@ -30,16 +34,17 @@ def pattern(name: str, seq_len: int, missing: int) -> Tensor:
     require_count("missing", missing)
     gaps = {"tail": 1, "middle": 1, "four": 4, "spread": missing}[name]
     size = missing // gaps
-    if size * gaps != missing or seq_len < missing + max(gaps, 1):
+    between = 2 if name == "middle" else gaps  # frames seen, at least
+    if size * gaps != missing or seq_len < missing + between:
         raise ValueError(
             f"{name!r} needs gaps of equal size with frames between them, got missing={missing}"
             f" of seq_len={seq_len}"
         )
     if name == "tail":
         return torch.arange(seq_len, device="cpu") < seq_len - missing
-    return _with_gaps(
-        seq_len, size, [round((k + 0.5) * seq_len / gaps - size / 2) for k in range(gaps)]
-    )
+    # the middle of each of as many parts; halves are all rounded down, so that no gaps touch
+    places = ((k + 0.5) * seq_len / gaps - size / 2 for k in range(gaps))
+    return _with_gaps(seq_len, size, [math.ceil(place - 0.5) for place in places])
 
 
 def random_gaps(

@@ -332,11 +332,14 @@ class GaussianProcess:
 
         Raises:
             ValueError: for nothing missing or everything missing, a mask of another shape or dtype,
-                or values that were seen but are not finite.
+                values that were seen but are not finite, or a kernel on more than 8192 frames.
+                (Nothing missing is no error where there is noise: what was seen is smoothed.)
             NotPSDError: for a process too smooth to be conditioned in float64: covariances of what
                 was seen that are singular to rounding.
         """
         require_nonnegative("noise", noise)
+        if self._kernel is not None:
+            self._require_dense("conditioning needs it, so that is the longest process")
         frames = by_frames(self, x, observed) if noise == 0 else None
         if frames is not None:
             return ConditionalProcess(self, x, frames)
@@ -346,11 +349,11 @@ class GaussianProcess:
     def framewise_score(self, v: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         r"""Score of frames noised each in its own measure, :math:`v_i = a_i x_i + s_i z_i`,
 
-        .. math:: -C^{-1}(v - D\mu), \qquad C = D(\Gamma\otimes\Sigma)D + N, \quad
-                  D = \operatorname{diag}(a_i), \quad N = \operatorname{diag}(s_i^2).
+        .. math:: -C^{-1}(v - D\mu), \qquad C = D(\Gamma\otimes\Sigma)D + V, \quad
+                  D = \operatorname{diag}(a_i), \quad V = \operatorname{diag}(s_i^2).
 
-        In the eigenbasis of Σ these are d systems of N frames, :math:`m_k D\Gamma D + N`, for D
-        and N are the same for all coordinates of a frame. Cholesky's factorisation of each,
+        In the eigenbasis of Σ these are d systems of N frames, :math:`m_k D\Gamma D + V`, for D
+        and V are the same for all coordinates of a frame. Cholesky's factorisation of each,
         O(dN³) a sequence, once for sequences of the same steps; in float64.
 
         Args:
@@ -503,8 +506,8 @@ class GaussianProcess:
     @lasting
     def _kernel_gram(self) -> Tensor:
         self._require_dense(
-            "scores, densities and samples need none (method='auto'), and gram(kernel, seq_len)"
-            " makes one that can be passed as temporal"
+            "scores with one step for each sequence, densities and samples need none"
+            " (method='auto'), and gram(kernel, seq_len) makes one that can be passed as temporal"
         )
         return gram(self._kernel, self.seq_len).to(self.spatial)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.process import GaussianProcess
 from ..support.precision import full_precision
-from ..support.validation import require_count, require_finite, require_sequences
+from ..support.validation import NotPSDError, require_count, require_finite, require_sequences
 
 
 @full_precision()
@@ -35,13 +35,15 @@ def lag_products(x: Tensor, process: GaussianProcess, lags: Sequence[int]) -> tu
         Estimates and their standard errors under the law, (len(lags),) each, in float64.
 
     Raises:
-        ValueError: for sequences of another shape, or a lag out of range.
+        ValueError: for no sequences or another shape, no lag or one out of range.
+        NotPSDError: for a singular Σ.
     """
     y, kernel = _whitened(x, process), process.autocovariance().to(x.device)
     seq_len = process.seq_len
+    require_count("the number of lags", len(lags))
     for lag in lags:
-        if not 0 <= lag < seq_len:
-            raise ValueError(f"lags must lie in 0..{seq_len - 1}, got {lag!r}")
+        if lag not in range(seq_len):
+            raise ValueError(f"lags must be integers in 0..{seq_len - 1}, got {lag!r}")
     means = [(y[:, : seq_len - m] * y[:, m:]).mean() for m in lags]
     both = torch.cat([kernel.flip(0), kernel[1:]])  # lags 1 - N .. N - 1
     spreads = []
@@ -68,7 +70,8 @@ def spectral_ratios(x: Tensor, process: GaussianProcess, bands: int = 8) -> tupl
         independent exponential ordinates, which the periodogram has for large N), in float64.
 
     Raises:
-        ValueError: for sequences of another shape, or more bands than frequencies.
+        ValueError: for no sequences or another shape, or more bands than frequencies.
+        NotPSDError: for a singular Σ.
     """
     require_count("bands", bands)
     y = _whitened(x, process)
@@ -93,6 +96,9 @@ def _whitened(x: Tensor, process: GaussianProcess) -> Tensor:
     """Coordinates in Σ's eigenbasis, each over its standard deviation: (n d, N), in float64."""
     require_sequences("x", x, process.seq_len, process.dim)
     require_finite("x", x)
+    require_count("the number of sequences in x", len(x))
     values, vectors = (each.to(x.device) for each in process.spatial_spectrum)
+    if values[0] <= 0:
+        raise NotPSDError(f"x cannot be whitened: Σ has the eigenvalue {values[0]:.3g}")
     y = (x.double() - process.mean.to(x.device)) @ (vectors / values.sqrt())
     return y.transpose(1, 2).flatten(0, 1)
