@@ -63,8 +63,9 @@ def build_imputation_transformer(
 ) -> ImputationTransformer:
     r"""Weights with which a transformer computes the score of missing frames, whichever they are.
 
-    One fixed set of weights serves every mask, all t > 0 and all v, to which the network is affine.
-    It approximates ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through
+    One fixed set of weights serves every mask, all t > 0 and all v, in which the network is affine
+    up to the clip of f_out, to :math:`\|s\| \le R/\sigma_t`; the score itself is outside that ball
+    with a probability of at most 1e-6. It approximates ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through
     that the score.
 
     Args:
