@@ -412,6 +412,31 @@ def test_bad_numbers():
             score.convergence_bound(0.0)
 
 
+COUNTS = {
+    "error of one loop": ("steps", lambda one, two, k: one.score_error(T, k)),
+    "bound of one loop": ("steps", lambda one, two, k: one.convergence_bound(T, k)),
+    "bound of two, outer": ("steps", lambda one, two, k: two.convergence_bound(T, k)),
+    "bound of two, inner": ("inner_steps", lambda one, two, k: two.convergence_bound(T, 3, k)),
+    "drift": ("inner_steps", lambda one, two, k: two.drift(T, k)),
+}
+
+
+@pytest.mark.parametrize(("name", "ask"), COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("count", [2.5, -3, True, math.nan])
+def test_counts_that_are_none(name, ask, count):
+    loops = OneLoopScore(process(), SEEN, 3), NestedScore(process(), SEEN, 3, 500)
+    with pytest.raises(ValueError, match=rf"^{name} must be an integer >= 0, got {count}$"):
+        ask(*loops, count)
+    assert math.isfinite(ask(*loops, 3000))
+
+
+@methods
+def test_no_steps_leave_the_whole_error(method):
+    score = OneLoopScore(process(), SEEN, 3, method)
+    assert score.score_error(T, 0) == pytest.approx(1.0, rel=1e-12)
+    assert score.convergence_bound(T, 0) == pytest.approx(1.0, rel=1e-12)
+
+
 def test_frames_that_determine_each_other_are_refused():
     smooth = GaussianProcess(gram(PowerExponential(8.0, 2.0), 16), covariance(2))
     for make in (OneLoopScore, lambda *a, **k: NestedScore(*a, 3, **k)):

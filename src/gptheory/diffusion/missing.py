@@ -82,6 +82,13 @@ class MissingFrames:
         """Where the law is."""
         return self.process.device
 
+    def _count(self, steps: int | None) -> int:
+        """K, the score's own or another one, 0 or more."""
+        if steps is None:
+            return self.steps
+        require_count("steps", steps, minimum=0)
+        return int(steps)
+
     def _seen(self, v: Tensor) -> Tensor:
         """The mask in a shape that multiplies (N, batch, d)."""
         return self.observed.to(v.device)[:, None, None]

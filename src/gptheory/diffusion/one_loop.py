@@ -119,10 +119,12 @@ class OneLoopScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            steps: K; by default the score's own.
+            steps: K >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
-        k = self.steps if steps is None else steps
-        return self.method.bound(*self.extremes(float(t)), k)
+        return self.method.bound(*self.extremes(float(t)), self._count(steps))
 
     def steps_for(self, tolerance: float, t: float) -> int:
         """The least K >= 1 whose :meth:`convergence_bound` is at most ``tolerance``.
@@ -142,9 +144,12 @@ class OneLoopScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            steps: K; by default the score's own.
+            steps: K >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
-        k = self.steps if steps is None else steps
+        k = self._count(steps)
         low, high = (torch.as_tensor(x, dtype=torch.float64) for x in self.extremes(float(t)))
         systems = self._system(float(t), self._spatial[:, None, None])  # (d, N, N)
         values, vectors = torch.linalg.eigh(systems)
