@@ -65,8 +65,8 @@ def build_imputation_transformer(
 
     One fixed set of weights serves every mask, all t > 0 and all v, in which the network is affine
     up to the clip of f_out, to :math:`\|s\| \le R/\sigma_t`; the score itself is outside that ball
-    with a probability of at most 1e-6. It approximates ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through
-    that the score.
+    with a probability of at most 1e-6. It approximates
+    ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through that the score.
 
     Args:
         process: the law of the clean sequences; its temporal covariance must be stationary.
