@@ -349,7 +349,7 @@ def test_entries_that_are_not_finite(build, bad):
     law, t = process(), torch.tensor([T, 1.0, 2.0], dtype=F64)
     network, v = build(law), noised(law, MASK)
     v[1, ~MASK] = bad
-    with pytest.raises(ValueError, match="^v must be finite, got 6 NaN or infinite entries$"):
+    with pytest.raises(ValueError, match=r"^v must be finite, got 6 NaN or infinite entries$"):
         network(v, t, MASK)
     network.check_ranges = False  # as under transforms: nothing looks, and NaN in is NaN out
     found = network(v, t, MASK)
