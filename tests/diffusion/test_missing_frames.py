@@ -256,11 +256,12 @@ def test_no_error_is_above_its_bound():
             assert math.isfinite(bound)
             assert error <= bound * (1 + 1e-9) + rounding, (observed, t, steps, inner, method)
             if bound > 1e3 * rounding:
-                ratios[type(score)].append(error / bound)
+                ratios[type(score)].append((error / bound, bound))
     for kind, found in ratios.items():
         found.sort()
-        print(f"{kind.__name__}: {len(found)} ratios, median {found[len(found) // 2]:.2f}")
-        assert len(found) > 150 and found[-1] > 0.9  # the bounds are sharp
+        largest = max(ratio for ratio, bound in found if bound < 0.1)  # near 1 it is no feat
+        print(f"{kind.__name__}: median {found[len(found) // 2][0]:.2f}, below 0.1 {largest:.2f}")
+        assert len(found) > 150 and largest > 0.3  # within a factor of 3 of the truth
 
 
 @pytest.mark.statement("YC Lemma 1", "YC Algorithm 2")
