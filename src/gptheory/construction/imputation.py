@@ -6,7 +6,7 @@ frame: :math:`(\alpha_i, \sigma_i^2)` is :math:`(\alpha_t, \sigma_t^2)` where a 
 
 - heads that score :math:`\operatorname{relu}(\alpha_i\alpha_j(e_i^\top e_j - c_k))`, with one α on
   the query's side and one on the key's, add up to :math:`D(\Gamma\otimes\Sigma)D\,s`;
-- heads that score :math:`\operatorname{relu}(\sigma_i^2(e_i^\top e_j - c_k))` add :math:`N s`;
+- heads that score :math:`\operatorname{relu}(\sigma_i^2(e_i^\top e_j - c_k))` add :math:`V s`;
 - the feed-forward layer adds the residual, and momentum.
 
 Step sizes and momentum are those that serve all masks and all t, so they are numbers in the

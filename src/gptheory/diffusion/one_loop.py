@@ -24,7 +24,7 @@ from .unrolled import as_level
 class OneLoopScore(MissingFrames):
     r"""The missing frames of the K-th iterate, from :math:`s^{(0)} = 0`, of one loop on all frames.
 
-    .. math:: s^{(k+1)} = s^{(k)} - \eta_k\left(D(\Gamma\otimes\Sigma)D\,s^{(k)} + N s^{(k)}
+    .. math:: s^{(k+1)} = s^{(k)} - \eta_k\left(D(\Gamma\otimes\Sigma)D\,s^{(k)} + V s^{(k)}
               + v - D\mu\right) + \beta_k(s^{(k)} - s^{(k-1)}).
 
     **Theorem.** For every mask and every t, with κ of :math:`C_t`,
@@ -35,7 +35,7 @@ class OneLoopScore(MissingFrames):
     the ordinary factor of the method. *Proof.* r has the covariance :math:`C_t`, and all frames of
     the error are :math:`p_K(C_t)C_t^{-1}r`; so its block at missing frames has the second moment
     :math:`[C_t^{-1/2}p_K(C_t)^2C_t^{-1/2}]_{mm} \preceq \max p_K^2\,[C_t^{-1}]_{mm}`, and the last
-    block is that of :math:`s^*`. Since :math:`D^2 + N = I`, the spectrum of :math:`C_t` is between
+    block is that of :math:`s^*`. Since :math:`D^2 + V = I`, the spectrum of :math:`C_t` is between
     :math:`\min(1, \lambda_{\min}(\Gamma\otimes\Sigma))` and
     :math:`\max(1, \lambda_{\max}(\Gamma\otimes\Sigma))` for every mask and every t.
 
