@@ -342,6 +342,20 @@ def test_bad_masks_and_steps(build):
         network(v[:, 1:], T, MASK)
 
 
+@builders
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_entries_that_are_not_finite(build, bad):
+    """As in what :meth:`condition` takes, where missing frames may hold anything."""
+    law, t = process(), torch.tensor([T, 1.0, 2.0], dtype=F64)
+    network, v = build(law), noised(law, MASK)
+    v[1, ~MASK] = bad
+    with pytest.raises(ValueError, match=r"^v must be finite, got 6 NaN or infinite entries$"):
+        network(v, t, MASK)
+    network.check_ranges = False  # as under transforms: nothing looks, and NaN in is NaN out
+    found = network(v, t, MASK)
+    assert found[1].isnan().any() and torch.isfinite(found[[0, 2]]).all()
+
+
 def test_shallow_products_warn_and_say_how_deep():
     with pytest.warns(UserWarning, match=r"leak into each other .*use at least \d+") as caught:
         build_imputation_transformer(process(), 3, multiplication_depth=2)

@@ -256,11 +256,12 @@ def test_no_error_is_above_its_bound():
             assert math.isfinite(bound)
             assert error <= bound * (1 + 1e-9) + rounding, (observed, t, steps, inner, method)
             if bound > 1e3 * rounding:
-                ratios[type(score)].append(error / bound)
+                ratios[type(score)].append((error / bound, bound))
     for kind, found in ratios.items():
         found.sort()
-        print(f"{kind.__name__}: {len(found)} ratios, median {found[len(found) // 2]:.2f}")
-        assert len(found) > 150 and found[-1] > 0.9  # the bounds are sharp
+        largest = max(ratio for ratio, bound in found if bound < 0.1)  # near 1 it is no feat
+        print(f"{kind.__name__}: median {found[len(found) // 2][0]:.2f}, below 0.1 {largest:.2f}")
+        assert len(found) > 150 and largest > 0.3  # within a factor of 3 of the truth
 
 
 @pytest.mark.statement("YC Lemma 1", "YC Algorithm 2")
@@ -410,6 +411,31 @@ def test_bad_numbers():
             score.steps_for(2, T)
         with pytest.raises(ValueError, match=r"must be finite and > 0, got 0.0"):
             score.convergence_bound(0.0)
+
+
+COUNTS = {
+    "error of one loop": ("steps", lambda one, two, k: one.score_error(T, k)),
+    "bound of one loop": ("steps", lambda one, two, k: one.convergence_bound(T, k)),
+    "bound of two, outer": ("steps", lambda one, two, k: two.convergence_bound(T, k)),
+    "bound of two, inner": ("inner_steps", lambda one, two, k: two.convergence_bound(T, 3, k)),
+    "drift": ("inner_steps", lambda one, two, k: two.drift(T, k)),
+}
+
+
+@pytest.mark.parametrize(("name", "ask"), COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("count", [2.5, -3, True, math.nan])
+def test_counts_that_are_none(name, ask, count):
+    loops = OneLoopScore(process(), SEEN, 3), NestedScore(process(), SEEN, 3, 500)
+    with pytest.raises(ValueError, match=rf"^{name} must be an integer >= 0, got {count}$"):
+        ask(*loops, count)
+    assert math.isfinite(ask(*loops, 3000))
+
+
+@methods
+def test_no_steps_leave_the_whole_error(method):
+    score = OneLoopScore(process(), SEEN, 3, method)
+    assert score.score_error(T, 0) == pytest.approx(1.0, rel=1e-12)
+    assert score.convergence_bound(T, 0) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_frames_that_determine_each_other_are_refused():

@@ -6,7 +6,7 @@ frame: :math:`(\alpha_i, \sigma_i^2)` is :math:`(\alpha_t, \sigma_t^2)` where a 
 
 - heads that score :math:`\operatorname{relu}(\alpha_i\alpha_j(e_i^\top e_j - c_k))`, with one α on
   the query's side and one on the key's, add up to :math:`D(\Gamma\otimes\Sigma)D\,s`;
-- heads that score :math:`\operatorname{relu}(\sigma_i^2(e_i^\top e_j - c_k))` add :math:`N s`;
+- heads that score :math:`\operatorname{relu}(\sigma_i^2(e_i^\top e_j - c_k))` add :math:`V s`;
 - the feed-forward layer adds the residual, and momentum.
 
 Step sizes and momentum are those that serve all masks and all t, so they are numbers in the
@@ -63,9 +63,10 @@ def build_imputation_transformer(
 ) -> ImputationTransformer:
     r"""Weights with which a transformer computes the score of missing frames, whichever they are.
 
-    One fixed set of weights serves every mask, all t > 0 and all v, to which the network is affine.
-    It approximates ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through
-    that the score.
+    One fixed set of weights serves every mask, all t > 0 and all v, in which the network is affine
+    up to the clip of f_out, to :math:`\|s\| \le R/\sigma_t`; the score itself is outside that ball
+    with a probability of at most 1e-6. It approximates
+    ``OneLoopScore(process, observed, steps, method, every_mask=True)``, and through that the score.
 
     Args:
         process: the law of the clean sequences; its temporal covariance must be stationary.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.schedule import alpha, levels, sigma
 from ..support.precision import full_precision
+from ..support.validation import require_finite
 from .network import Lift, ScoreTransformer
 
 
@@ -83,7 +84,9 @@ class ImputationTransformer(ScoreTransformer):
             (batch, N, d), 0 where frames are seen; dtype and device of v.
 
         Raises:
-            ValueError: as :meth:`.ScoreTransformer.forward`, and for a mask of another kind.
+            ValueError: as :meth:`.ScoreTransformer.forward`, for a mask of another kind, and, while
+                ranges are checked, for NaN or infinite entries of v: a missing frame holds its
+                noised values.
         """
         y = self._through(self.states(v, t, observed))
         seen = observed.to(y.device)[..., None]
@@ -101,4 +104,6 @@ class ImputationTransformer(ScoreTransformer):
             given = tuple(observed.shape)
             raise ValueError(f"observed must have shape {shapes[0]} or {shapes[1]}, got {given}")
         seen = observed.to(v.device).reshape(-1, self.seq_len)
+        if self.check_ranges and not torch.compiler.is_compiling():
+            require_finite("v", v)
         yield from self._states(v, t, seen)

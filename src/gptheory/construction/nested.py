@@ -66,8 +66,9 @@ def build_nested_transformer(
 
     Source: YC Theorem 1; YC Lemma 6.
 
-    One fixed set of weights serves every mask, all t > 0 and all v, to which the network is affine.
-    It is ``NestedScore(process, observed, steps, inner_steps, every_mask=True)``.
+    One fixed set of weights serves every mask, all t > 0 and all v, in which the network is affine
+    up to the clip of f_out, as that of :func:`.build_imputation_transformer`. It is
+    ``NestedScore(process, observed, steps, inner_steps, every_mask=True)``.
 
     Args:
         process: the law of the clean sequences; its temporal covariance must be stationary.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..support.validation import require_count
 from .methods import Method
 
 
@@ -47,8 +48,11 @@ class InnerLoop:
         self.explained_trace = (self.root.square().sum() * spatial.sum()).item()
 
     def factor(self, steps: int | None = None) -> float:
-        """ρ, the method's bound on p, after K_aux steps or another number of them."""
-        return self.method.bound(*self.extremes, self.steps if steps is None else steps)
+        """ρ, the method's bound on p, after K_aux steps or another number of them, 0 or more."""
+        if steps is None:
+            steps = self.steps
+        require_count("inner_steps", steps, minimum=0)
+        return self.method.bound(*self.extremes, steps)
 
     def rest(self) -> Tensor:
         r"""p on the eigenvalues of :math:`S_{oo}`, (d, O)."""

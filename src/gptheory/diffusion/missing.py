@@ -1,11 +1,11 @@
 r"""The quadratic problems behind the score of missing frames, given the others.
 
 Only missing frames are noised. With :math:`D = \operatorname{diag}(\alpha_i)` and
-:math:`N = \operatorname{diag}(\sigma_i^2)`, where :math:`(\alpha_i, \sigma_i^2)` is
+:math:`V = \operatorname{diag}(\sigma_i^2)`, where :math:`(\alpha_i, \sigma_i^2)` is
 :math:`(\alpha_t, \sigma_t^2)` at a missing frame and (1, 0) at an observed one, the noised sequence
 has the covariance and the residual
 
-.. math:: C_t = D(\Gamma\otimes\Sigma)D + N, \qquad r = v - D\mu.
+.. math:: C_t = D(\Gamma\otimes\Sigma)D + V, \qquad r = v - D\mu.
 
 The block of :math:`C_t^{-1}` at missing frames (m) is :math:`A_t^{-1}`,
 :math:`A_t = \alpha_t^2S_{cond} + \sigma_t^2 I`, and that of :math:`-C_t^{-1}r` is the score.
@@ -81,6 +81,13 @@ class MissingFrames:
     def device(self) -> torch.device:
         """Where the law is."""
         return self.process.device
+
+    def _count(self, steps: int | None) -> int:
+        """K, the score's own or another one, 0 or more."""
+        if steps is None:
+            return self.steps
+        require_count("steps", steps, minimum=0)
+        return int(steps)
 
     def _seen(self, v: Tensor) -> Tensor:
         """The mask in a shape that multiplies (N, batch, d)."""

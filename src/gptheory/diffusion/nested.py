@@ -173,7 +173,10 @@ class NestedScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            inner_steps: K_aux; by default the score's own.
+            inner_steps: K_aux >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
         require_step(t)
         return alpha(t) ** 2 * self._inner.factor(inner_steps) * self._inner.explained_norm
@@ -204,10 +207,12 @@ class NestedScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            steps, inner_steps: K and K_aux; by default the score's own.
+            steps, inner_steps: K and K_aux >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
-        k = self.steps if steps is None else steps
-        return self._bound(float(t), k, self._inner.factor(inner_steps))
+        return self._bound(float(t), self._count(steps), self._inner.factor(inner_steps))
 
     def steps_for(self, tolerance: float, t: float) -> tuple[int, int]:
         """K and K_aux with a :meth:`convergence_bound` within ``tolerance``, and K (K_aux + 3) low.

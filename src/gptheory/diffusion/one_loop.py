@@ -24,7 +24,7 @@ from .unrolled import as_level
 class OneLoopScore(MissingFrames):
     r"""The missing frames of the K-th iterate, from :math:`s^{(0)} = 0`, of one loop on all frames.
 
-    .. math:: s^{(k+1)} = s^{(k)} - \eta_k\left(D(\Gamma\otimes\Sigma)D\,s^{(k)} + N s^{(k)}
+    .. math:: s^{(k+1)} = s^{(k)} - \eta_k\left(D(\Gamma\otimes\Sigma)D\,s^{(k)} + V s^{(k)}
               + v - D\mu\right) + \beta_k(s^{(k)} - s^{(k-1)}).
 
     **Theorem.** For every mask and every t, with κ of :math:`C_t`,
@@ -35,7 +35,7 @@ class OneLoopScore(MissingFrames):
     the ordinary factor of the method. *Proof.* r has the covariance :math:`C_t`, and all frames of
     the error are :math:`p_K(C_t)C_t^{-1}r`; so its block at missing frames has the second moment
     :math:`[C_t^{-1/2}p_K(C_t)^2C_t^{-1/2}]_{mm} \preceq \max p_K^2\,[C_t^{-1}]_{mm}`, and the last
-    block is that of :math:`s^*`. Since :math:`D^2 + N = I`, the spectrum of :math:`C_t` is between
+    block is that of :math:`s^*`. Since :math:`D^2 + V = I`, the spectrum of :math:`C_t` is between
     :math:`\min(1, \lambda_{\min}(\Gamma\otimes\Sigma))` and
     :math:`\max(1, \lambda_{\max}(\Gamma\otimes\Sigma))` for every mask and every t.
 
@@ -119,10 +119,12 @@ class OneLoopScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            steps: K; by default the score's own.
+            steps: K >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
-        k = self.steps if steps is None else steps
-        return self.method.bound(*self.extremes(float(t)), k)
+        return self.method.bound(*self.extremes(float(t)), self._count(steps))
 
     def steps_for(self, tolerance: float, t: float) -> int:
         """The least K >= 1 whose :meth:`convergence_bound` is at most ``tolerance``.
@@ -142,9 +144,12 @@ class OneLoopScore(MissingFrames):
 
         Args:
             t: diffusion step > 0.
-            steps: K; by default the score's own.
+            steps: K >= 0; by default the score's own.
+
+        Raises:
+            ValueError: for a step that is not finite and > 0, or a count below 0.
         """
-        k = self.steps if steps is None else steps
+        k = self._count(steps)
         low, high = (torch.as_tensor(x, dtype=torch.float64) for x in self.extremes(float(t)))
         systems = self._system(float(t), self._spatial[:, None, None])  # (d, N, N)
         values, vectors = torch.linalg.eigh(systems)
