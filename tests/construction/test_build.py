@@ -560,6 +560,8 @@ def test_values_outside_the_range_raise_instead_of_being_wrong(form):
     if form == "plain":
         with pytest.raises(ValueError, match=r"frame.* left the range .*larger norm_bound"):
             network(wild, T)
+        with pytest.raises(ValueError, match=r"^v must be finite, got NaN or infinite entries$"):
+            network(math.nan * wild, T)
         wide = build_score_transformer(law, 3, None, 16, norm_bound=2 * wild.abs().max().item())
         assert relative_norm(wide(wild, T), UnrolledScore(law, 3)(wild, T)) <= 1e-5
         network.check_ranges = False

@@ -249,6 +249,8 @@ class ScoreTransformer(nn.Module):
     def _require_in_range(self, worst: Tensor) -> None:
         if worst.max() <= 1:
             return
+        if worst.isnan().any():
+            raise ValueError("v must be finite, got NaN or infinite entries")
         names = [n for n in self.spaces.names if worst[self.spaces[n]].max() > 1]
         raise ValueError(
             f"the values of {', '.join(names)} left the range of the multiplications by a factor of"
