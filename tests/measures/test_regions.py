@@ -210,10 +210,19 @@ def test_a_level_may_be_a_tensor(region):
     assert type(region(draws, level).radius) is float
 
 
-def on_a_line(count=20):
-    """Draws that differ in one direction of eight."""
-    direction = torch.randn(4, 2, generator=seeded(1))
-    return 3 + torch.randn(count, 1, 1, generator=seeded(0)) * direction
+def on_a_line(dtype):
+    """Draws around 300 that differ in one direction of eight, but for what rounding adds."""
+    direction, along = (
+        torch.randn(1, 4, 2, generator=seeded(1)),
+        torch.randn(20, 1, 1, generator=seeded(0)),
+    )
+    return (300 + along.double() * direction.double()).to(dtype)
+
+
+def test_a_faint_direction_that_float32_can_hold_is_one():
+    draws = torch.randn(20, 4, 2, generator=seeded(0))
+    draws[:, 0, 0] *= 1e-4
+    assert ellipsoid_region(draws).log_volume < ellipsoid_region(draws * 10).log_volume - 8 * 2
 
 
 LAW, DRAWS = process(3, 2), torch.randn(9, 3, 2, generator=seeded(0))
@@ -224,8 +233,11 @@ BAD_INPUT = {
     "two levels": (lambda: ball_region(DRAWS, torch.tensor([0.8, 0.9])), r"level must lie in \(0"),
     "a level in words": (lambda: ellipsoid_region(DRAWS, "0.9"), "level must lie in .*got '0.9'"),
     "one point": (lambda: ellipsoid_region(torch.ones(20, 4, 2)), "vary in 0 of 8 dimensions"),
-    "a line": (lambda: ellipsoid_region(on_a_line().double()), "vary in 1 of 8 dimensions"),
-    "a line, rounded": (lambda: ellipsoid_region(on_a_line()), "vary in 1 of 8 dimensions"),
+    "a line": (lambda: ellipsoid_region(on_a_line(torch.float64)), "vary in 1 of 8 dimensions"),
+    "a line, rounded": (
+        lambda: ellipsoid_region(on_a_line(torch.float32)),
+        "vary in 1 of 8 dimensions",
+    ),
     "radius": (lambda: Region(torch.zeros(2, 1), -1.0), "radius must be finite and >= 0, got -1.0"),
     "conditional ball": (lambda: ball_region(SEEN), "law " + PROCESS),
     "conditional ellipsoid": (lambda: ellipsoid_region(SEEN), "law " + PROCESS),

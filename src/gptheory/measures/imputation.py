@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.process import GaussianProcess, _require_process
+from ..data.process import GaussianProcess
 from ..support.precision import full_precision
 from ..support.validation import as_floating, require_finite, require_level
 from .gaussians import gaussian_kl
@@ -65,8 +65,7 @@ def imputation_error(
         NotPSDError: for a singular true law.
     """
     level = require_level(level)
-    _require_process("law", law)
-    ball = ball_region(made, level).coverage(law)  # which looks at the draws and at the shapes
+    ball = ball_region(made, level).coverage(law)  # which looks at all three
     scale = _deviations(law)
     view = _view_of_law if isinstance(made, GaussianProcess) else _view_of_draws
     seen = view(made, law, scale, level)
