@@ -693,6 +693,9 @@ def test_bad_questions_are_refused():
         for ask in (lambda v, law=law: law.score(v, 0.1), law.completed):
             with pytest.raises(ValueError, match=r"as many sequences as the law, 2, .*got 3"):
                 ask(v)
+        for ask in (law.completed, law.log_prob, lambda v, law=law: law.score(v, 0.1)):
+            with pytest.raises(ValueError, match=r"got \(4, 2, 5, 3\); .* as [vx].flatten\(0, 1\)"):
+                ask(law.sample(4))
         for k in (-1, 2):
             with pytest.raises(ValueError, match=r"k must lie in 0\.\.1, the sequences, got"):
                 law.covariance(k)

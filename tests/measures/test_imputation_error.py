@@ -92,6 +92,20 @@ def test_the_floor_of_the_mean_is_what_is_taken_away():
     assert_statistical(less.mean(), 0.0, less.std() / math.sqrt(times), times)
 
 
+def test_scores_of_draws_of_the_truth_fall_on_either_side_of_one():
+    """Of a law never below: its propriety is one of expectations."""
+    drawn = LAW.sample(400 * 20, seeded(0), torch.float64).split(20)
+    found = torch.tensor([imputation_error(x, LAW).crps for x in drawn], dtype=torch.float64)
+    assert found.min() < 0.99 and found.max() > 1.01
+    assert_statistical(found.mean(), 1.0, found.std() / math.sqrt(400), 400)
+
+
+def test_a_level_may_be_a_tensor():
+    level = torch.tensor(0.75)  # the same number in float32
+    for made in (LAW, LAW.sample(9, seeded(0))):
+        assert imputation_error(made, LAW, level) == imputation_error(made, LAW, 0.75)
+
+
 @pytest.mark.parametrize("fair", [True, False])
 def test_crps_is_the_double_sum(fair):
     draws = torch.randn(7, 3, 2, generator=seeded(0), dtype=torch.float64)
@@ -126,7 +140,11 @@ def test_intervals_are_quantiles():
 
 
 DRAWS = LAW.sample(9, seeded(0))
+SEEN = process(5, 2).condition(torch.zeros(5, 2), torch.arange(5) < 1)
+PROCESS = r"must be a GaussianProcess, got a ConditionalProcess; pass law.process\(k\)"
 BAD_INPUT = {
+    "conditional truth": (lambda: imputation_error(DRAWS, SEEN), "law " + PROCESS),
+    "conditional law": (lambda: imputation_error(SEEN, LAW), "law " + PROCESS),
     "level": (lambda: imputation_error(DRAWS, LAW, 0.0), "level must lie in"),
     "another shape": (lambda: imputation_error(DRAWS[:, :3], LAW), r"\(3, 2\), got \(4, 2\)"),
     "another law": (lambda: imputation_error(process(3, 2), LAW), r"\(3, 2\), got \(4, 2\)"),

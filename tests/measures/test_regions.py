@@ -110,6 +110,16 @@ def test_the_region_of_a_law_covers_what_it_says(region):
         assert region(law, level).coverage(law) == pytest.approx(level, rel=1e-9)
 
 
+@pytest.mark.statement("YC Algorithm 1")
+def test_a_ball_around_equal_variances_is_that_of_chi_squared():
+    white, chi = GaussianProcess(4 * torch.eye(6), torch.eye(2)), stats.chi2(12)
+    for level in (0.5, 0.95):
+        ball = ball_region(white, level)
+        assert ball.radius**2 / 4 == pytest.approx(chi.ppf(level), rel=SCIPY)
+        smaller = GaussianProcess(torch.eye(6), torch.eye(2))
+        assert ball.coverage(smaller) == pytest.approx(chi.cdf(4 * chi.ppf(level)), rel=SCIPY)
+
+
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 def test_coverage_by_another_law_is_the_share_of_its_draws(region):
     made, true, n = process(4, 2, seed=3), process(4, 2, seed=8), 40_000
@@ -187,8 +197,55 @@ def test_volumes_are_those_of_balls_and_boxes():
     assert squeezed.contains(torch.tensor([[[2.9], [0.0]], [[0.0], [0.8]]])).tolist() == [1, 0]
 
 
+def test_a_region_without_extent_has_no_volume():
+    assert Region(torch.zeros(2, 1), 0.0).log_volume == -math.inf
+    assert ball_region(torch.ones(20, 4, 2)).log_volume == -math.inf
+
+
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+def test_a_level_may_be_a_tensor(region):
+    level = torch.tensor(0.75)  # the same number in float32
+    draws = process(3, 2).sample(9, seeded(0))
+    assert region(draws, level).radius == region(draws, 0.75).radius
+    assert type(region(draws, level).radius) is float
+
+
+def on_a_line(dtype):
+    """Draws around 300 that differ in one direction of eight, but for what rounding adds."""
+    direction, along = (
+        torch.randn(1, 4, 2, generator=seeded(1)),
+        torch.randn(20, 1, 1, generator=seeded(0)),
+    )
+    return (300 + along.double() * direction.double()).to(dtype)
+
+
+def test_a_faint_direction_that_float32_can_hold_is_one():
+    draws = torch.randn(20, 4, 2, generator=seeded(0))
+    draws[:, 0, 0] *= 1e-4
+    assert ellipsoid_region(draws).log_volume < ellipsoid_region(draws * 10).log_volume - 8 * 2
+
+
 LAW, DRAWS = process(3, 2), torch.randn(9, 3, 2, generator=seeded(0))
+SEEN = process(5, 2).condition(torch.zeros(5, 2), torch.arange(5) < 2)
+ENTRIES = process(5, 2).condition(torch.zeros(5, 2), torch.arange(10).view(5, 2) < 5)
+PROCESS = r"must be a GaussianProcess, got a ConditionalProcess; pass law.process\(k\)"
 BAD_INPUT = {
+    "two levels": (lambda: ball_region(DRAWS, torch.tensor([0.8, 0.9])), r"level must lie in \(0"),
+    "a level in words": (lambda: ellipsoid_region(DRAWS, "0.9"), "level must lie in .*got '0.9'"),
+    "one point": (lambda: ellipsoid_region(torch.ones(20, 4, 2)), "vary in 0 of 8 dimensions"),
+    "a line": (lambda: ellipsoid_region(on_a_line(torch.float64)), "vary in 1 of 8 dimensions"),
+    "a line, rounded": (
+        lambda: ellipsoid_region(on_a_line(torch.float32)),
+        "vary in 1 of 8 dimensions",
+    ),
+    "radius": (lambda: Region(torch.zeros(2, 1), -1.0), "radius must be finite and >= 0, got -1.0"),
+    "conditional ball": (lambda: ball_region(SEEN), "law " + PROCESS),
+    "conditional ellipsoid": (lambda: ellipsoid_region(SEEN), "law " + PROCESS),
+    "conditional coverage": (lambda: ball_region(LAW).coverage(SEEN), "law " + PROCESS),
+    "entries": (
+        lambda: ball_region(LAW).coverage(ENTRIES),
+        "law must be a GaussianProcess, got a ConditionalEntries$",
+    ),
     "level": (lambda: ball_region(LAW, 1.0), r"level must lie in \(0, 1\), got 1.0"),
     "one draw": (lambda: ball_region(DRAWS[:1]), "number of draws must be an integer >= 2, got 1"),
     "NaN": (lambda: ball_region(DRAWS * math.nan), "draws must be finite, got 54"),

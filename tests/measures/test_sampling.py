@@ -188,7 +188,12 @@ def test_one_deficit_covers_less_the_more_directions_there_are():
     assert covered == sorted(covered, reverse=True) and covered[-1] < 0.8 < 0.93 < covered[0]
 
 
+SEEN = LAW.condition(torch.zeros(LAW.seq_len, LAW.dim), torch.arange(LAW.seq_len) < 2)
 BAD_INPUT = {
+    "conditional": (
+        lambda: sampling_error(SEEN),
+        r"process must be a GaussianProcess, got a ConditionalProcess; pass law.process\(k\)",
+    ),
     "solver": (lambda: sampling_error(LAW, "rk4"), "got 'ode', 'rk4'"),
     "steps": (lambda: sampling_error(LAW, steps=0), "steps must be an integer.*got 0"),
     "spacing": (lambda: sampling_error(LAW, grid="cosine"), "spacing must be one of.*'cosine'"),

@@ -106,7 +106,7 @@ class Conditional:
         Returns:
             (n · batch, N, d), dtype and device of v.
         """
-        require_sequences("v", v, self.seq_len, self.dim)
+        self._require_own("v", v)
         free = self._free.to(v.device)
         return torch.where(free, self._by_draw(v), self._x.to(v)).view_as(v)
 
@@ -126,7 +126,7 @@ class Conditional:
         Raises:
             ValueError: for a wrong shape or a step that is not finite and > 0.
         """
-        require_sequences("v", v, self.seq_len, self.dim)
+        self._require_own("v", v)
         require_step(t)
         return self.noised_score(v, *_levels(t, v))
 
@@ -144,7 +144,7 @@ class Conditional:
             NotPSDError: if the conditional covariance is singular to rounding, so that no density
                 exists.
         """
-        require_sequences("x", x, self.seq_len, self.dim)
+        self._require_own("x", x)
         require_finite("x where it is missing", self._by_draw(x)[:, self._free.to(x.device)])
         if self._is_singular():
             raise NotPSDError(
@@ -156,6 +156,15 @@ class Conditional:
     def _alone(self, values: Tensor) -> Tensor:
         """Without the batch, where one sequence was given without."""
         return values[0] if self._single else values
+
+    def _require_own(self, name: str, v: Tensor) -> None:
+        """Raise unless v is (n · batch, N, d)."""
+        if isinstance(v, Tensor) and v.shape[1:] == self._x.shape and v.is_floating_point():
+            raise ValueError(
+                f"{name} must have shape (n · batch, {self.seq_len}, {self.dim}), draw by draw, got"
+                f" {tuple(v.shape)}; draws of sample(n) pass as {name}.flatten(0, 1)"
+            )
+        require_sequences(name, v, self.seq_len, self.dim)
 
     def _by_draw(self, v: Tensor) -> Tensor:
         """(n · batch, ...) as (n, batch, ...)."""

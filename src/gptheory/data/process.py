@@ -559,6 +559,16 @@ def _as_row(level: float | Tensor, like: Tensor) -> Tensor:
     return level.to(like).reshape(-1, 1)
 
 
+def _require_process(name: str, law: object) -> None:
+    """Raise unless a law is one Γ ⊗ Σ and a mean, as closed forms need it."""
+    if isinstance(law, GaussianProcess):
+        return
+    hint = ""
+    if isinstance(law, ConditionalProcess):
+        hint = "; pass law.process(k), of sequence k, and draws at its missing frames only"
+    raise ValueError(f"{name} must be a GaussianProcess, got a {type(law).__name__}{hint}")
+
+
 def _require_regular(name: str, values: Tensor, dtype: torch.dtype) -> None:
     if values[0] <= spectrum_rounding(values, dtype):
         raise NotPSDError(

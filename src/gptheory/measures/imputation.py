@@ -31,7 +31,8 @@ class ImputationError:
         ball: coverage of the ball of :func:`.ball_region` by the true law [level].
         pointwise: average coverage of each entry's interval [level].
         width: average width of these intervals over that of the true ones [1].
-        crps: expected :func:`crps` of the truth, over that of the true law [1, and never less].
+        crps: expected :func:`crps` of the truth, over that of the true law [1]; of a law never
+            less, of draws as much on average, so that those of the truth fall on either side of 1.
         kl: KL(imputed ‖ true) in nats an entry [0]; None of draws, whose density is not known.
     """
 
@@ -55,15 +56,16 @@ def imputation_error(
 
     Args:
         made: draws (Z, N, d) of the N missing frames, Z >= 2; or the law of what is drawn.
-        law: the true one, with its mean.
+        law: the true one, with its mean: ``law.process(k)`` of a conditional law.
         level: of regions and intervals.
 
     Raises:
-        ValueError: for a level outside (0, 1), shapes that disagree, or draws that are not finite.
+        ValueError: for a level outside (0, 1), shapes that disagree, draws that are not finite, or
+            a law of another kind.
         NotPSDError: for a singular true law.
     """
-    require_level(level)
-    ball = ball_region(made, level).coverage(law)  # which looks at the draws and at the shapes
+    level = require_level(level)
+    ball = ball_region(made, level).coverage(law)  # which looks at all three
     scale = _deviations(law)
     view = _view_of_law if isinstance(made, GaussianProcess) else _view_of_draws
     seen = view(made, law, scale, level)
@@ -95,7 +97,7 @@ def intervals(draws: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for a level outside (0, 1), or draws that are none, or not finite.
     """
-    require_level(level)
+    level = require_level(level)
     draws = _ensemble(draws, 1)
     lower, upper = (draws.quantile(q, dim=0) for q in ((1 - level) / 2, (1 + level) / 2))
     return lower, upper

@@ -15,13 +15,17 @@ import scipy  # loads its parts where they are used
 import torch
 from torch import Tensor
 
-from ..data.process import GaussianProcess, _require_regular
+from ..data.conditional import Conditional
+from ..data.process import GaussianProcess, _require_process, _require_regular
 from ..support.precision import full_precision
 from ..support.quadratic import squared_norm_cdf, squared_norm_quantile
+from ..support.rounding import spectrum_rounding, unit_roundoff
 from ..support.validation import (
+    NotPSDError,
     require_count,
     require_finite,
     require_level,
+    require_nonnegative,
     require_sequences,
 )
 
@@ -32,13 +36,19 @@ class Region:
 
     Attributes:
         centre: c, (N, d).
-        radius: r.
+        radius: r >= 0.
         whitening: A, (N·d, N·d), frames one after the other; None is the identity, of a ball.
+
+    Raises:
+        ValueError: for a radius that is negative or not finite.
     """
 
     centre: Tensor
     radius: float
     whitening: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_nonnegative("radius", self.radius)
 
     @full_precision()
     def distance(self, x: Tensor) -> Tensor:
@@ -53,7 +63,12 @@ class Region:
 
     @property
     def log_volume(self) -> float:
-        r"""Logarithm of the volume, :math:`\pi^{D/2} r^D / (\Gamma(D/2 + 1)\,|\det A|)`."""
+        r"""Logarithm of the volume, :math:`\pi^{D/2} r^D / (\Gamma(D/2 + 1)\,|\det A|)`.
+
+        That of a single point is −∞.
+        """
+        if not self.radius:
+            return -math.inf
         size = self.centre.numel()
         ball = size * math.log(self.radius) + size / 2 * math.log(math.pi)
         stretch = 0.0 if self.whitening is None else self.whitening.slogdet().logabsdet.item()
@@ -63,10 +78,12 @@ class Region:
         """The probability that a draw of the law lies in the region.
 
         Raises:
-            ValueError: for a law of other sequences.
+            ValueError: for a law of other sequences, or of another kind: of a conditional law
+                ``law.process(k)`` is meant.
 
         Accuracy: 1e-10 (:func:`.squared_norm_cdf`), for factors as they stand.
         """
+        _require_process("law", law)
         if (law.seq_len, law.dim) != tuple(self.centre.shape):
             raise ValueError(
                 f"expected a law of sequences {tuple(self.centre.shape)}, got"
@@ -87,7 +104,9 @@ def ball_region(
     infinitely many draws. Source: YC Algorithm 1.
 
     Args:
-        source: draws (Z, N, d), Z >= 2, of one sequence; or the law that they come from.
+        source: draws (Z, N, d), Z >= 2, of one sequence; or the law that they come from. Of a
+            conditional law ``law.process(k)``, and draws of the missing frames only: seen frames
+            do not vary.
         level: 1 − α.
         corrected: see above; a law needs none.
 
@@ -97,7 +116,7 @@ def ball_region(
 
     Accuracy: of a law, that of :func:`.squared_norm_quantile`.
     """
-    require_level(level)
+    level = require_level(level)
     if isinstance(source, GaussianProcess):
         variances = _variances(source)
         square = squared_norm_quantile(level, variances, 0 * variances)
@@ -130,11 +149,11 @@ def ellipsoid_region(source: Tensor | GaussianProcess, level: float = 0.95) -> R
         source, level: as in :func:`ball_region`; more than D = N·d draws.
 
     Raises:
-        NotPSDError: for a singular law.
+        NotPSDError: for a singular law, or draws that do not vary in every direction.
         ValueError: as :func:`ball_region`, or for too few draws: with structure,
             ``ellipsoid_region(kronecker_mle(draws))`` does with fewer.
     """
-    require_level(level)
+    level = require_level(level)
     if isinstance(source, GaussianProcess):
         square = scipy.special.chdtri(source.mean.numel(), 1 - level)
         return Region(source.mean, math.sqrt(square), _inverse_root(source))
@@ -145,11 +164,26 @@ def ellipsoid_region(source: Tensor | GaussianProcess, level: float = 0.95) -> R
             f"an ellipsoid in {size} dimensions needs more than {size} draws, got {count}; take a"
             " ball, or the ellipsoid of a law with structure, as of kronecker_mle(draws)"
         )
-    root = torch.linalg.cholesky(draws.T.cov().view(size, size))
-    whitening = torch.linalg.solve_triangular(root, torch.eye(size).to(root), upper=False)
+    whitening = _whitening(draws, source.dtype)
     factor = (count + 1) * (count - 1) * size / (count * (count - size))
     square = factor * scipy.special.fdtri(size, count - size, level)
     return Region(draws.mean(dim=0).view(source.shape[1:]), math.sqrt(square), whitening)
+
+
+def _whitening(draws: Tensor, given: torch.dtype) -> Tensor:
+    """L⁻¹ of the covariance L Lᵀ of draws (Z, D), which were given in a dtype."""
+    covariance = draws.T.cov().view(draws.shape[1], -1)
+    values = torch.linalg.eigvalsh(covariance)
+    # entries were rounded to u of the largest at most: along a direction a variance of D u² of it
+    rounded = len(values) * (draws.abs().max() * unit_roundoff(given)) ** 2
+    varied = int((values > spectrum_rounding(values) + rounded).sum())
+    if varied < len(values):
+        raise NotPSDError(
+            f"the draws vary in {varied} of {len(values)} dimensions, to rounding, so that no"
+            " ellipsoid has a volume; take a ball, or leave out frames that were seen"
+        )
+    root = torch.linalg.cholesky(covariance)
+    return torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
 
 
 def _variances(law: GaussianProcess) -> np.ndarray:
@@ -179,6 +213,8 @@ def _inverse_root(law: GaussianProcess) -> Tensor:
 
 
 def _draws(x: Tensor) -> Tensor:
+    if isinstance(x, Conditional):
+        _require_process("a law", x)
     require_sequences("draws", x)
     require_finite("draws", x)
     require_count("the number of draws", len(x), minimum=2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.process import GaussianProcess
+from ..data.process import GaussianProcess, _require_process
 from ..diffusion.exact import ExactScore
 from ..diffusion.grids import T_MAX, step_grid, stop_for
 from ..diffusion.schedule import alpha, sigma
@@ -61,7 +61,7 @@ class SamplingError:
         Raises:
             ValueError: for a level outside (0, 1).
         """
-        require_level(level)
+        level = require_level(level)
         sampled, true, offset = (
             x.flatten().cpu().numpy() for x in (self.sampled, self.true, self.offset)
         )
@@ -103,7 +103,7 @@ def sampling_error(
     what it makes of no noise at all is its mean.
 
     Args:
-        process: the truth.
+        process: the truth; of a conditional law ``law.process(k)``.
         solver, method, t_max, final_denoise: as in :func:`.sample`.
         steps: as in :func:`.sample`; not used when the grid is a list.
         grid: spacing of a :func:`.step_grid`, or diffusion steps themselves, decreasing.
@@ -114,10 +114,11 @@ def sampling_error(
         without a final denoising.
 
     Raises:
-        ValueError: for names, steps or grids out of range.
+        ValueError: for names, steps or grids out of range, or for another kind of law.
 
     Accuracy: float64 rounding.
     """
+    _require_process("process", process)
     if isinstance(grid, str):
         t_min = stop_for(process) if t_min is None else t_min
         grid = step_grid(steps, t_min, t_max, grid)

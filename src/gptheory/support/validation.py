@@ -40,10 +40,12 @@ def require_nonnegative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
-def require_level(level: float) -> None:
-    """Raise unless a level is a probability between 0 and 1."""
-    if not 0 < level < 1:
+def require_level(level: float | Tensor) -> float:
+    """Return a level as a number of Python; raise unless it is one probability between 0 and 1."""
+    tensor = isinstance(level, Tensor) and level.is_floating_point() and level.numel() == 1
+    if not (tensor or isinstance(level, Real)) or not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level!r}")
+    return float(level)
 
 
 def require_range(t_min: float, t_max: float) -> None:
