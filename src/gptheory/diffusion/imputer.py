@@ -21,7 +21,7 @@ Imputer = Callable[[Tensor, "float | Tensor", Tensor], Tensor]
 
 
 class ConditionalScore:
-    r"""The score :math:`\hat s(v, t | x_o)` of missing frames by a network called as (v, t, observed).
+    r"""The score of missing frames, :math:`\hat s(v, t | x_o)`, by a network that is told x_o.
 
     Seen frames enter the network as they are, whatever v holds there, and the score is zero at
     them. So a sampler moves them as it moves noise, and :meth:`completed` puts them back: as with
@@ -29,8 +29,8 @@ class ConditionalScore:
     ``ExactScore(process.condition(x, observed))`` this stands. Source: YC Algorithm 1.
 
     Args:
-        network: a :class:`.ConditionalDiT`, an :class:`.ImputationTransformer`, or what is called
-            like them.
+        network: called as (v, t, observed): a :class:`.ConditionalDiT`, or an
+            :class:`.ImputationTransformer`.
         x: sequences (batch, N, d) or one (N, d), anything (NaN, say) where they are not seen.
         observed: (batch, N), or (N,) for all, boolean, True where a frame was seen.
 

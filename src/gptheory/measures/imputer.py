@@ -45,7 +45,7 @@ def imputer_error(
     dtype: torch.dtype = torch.float32,
     **options: object,
 ) -> ImputerError:
-    r"""How far what a network imputes is from the exact conditional law, frames missing as they are.
+    r"""How far an imputer is from the exact conditional law, on one pattern of missing frames.
 
     The divergence of paths judges the network; beside it stands what its draws are like, with the
     sampler that made them. Neither averages over what is seen but by Monte Carlo.

@@ -12,11 +12,12 @@ from .dit import DiT
 class ConditionalDiT(DiT):
     r"""Diffusion transformer for the score of missing frames, called as (v, t, observed).
 
-    A :class:`.DiT` but for its tokens: frame i comes with a flag,
+    A :class:`.DiT` but for its tokens,
 
-    .. math:: y_i = [\,W (v_i, m_i) + b,\ e_i\,], \qquad m_i = 1 \text{ where it is missing, else } 0,
+    .. math:: y_i = [\,W (v_i, m_i) + b,\ e_i\,],
 
-    noised where it is missing, as it is where it is seen. All masks share the weights. Where a
+    where frame i comes with a flag :math:`m_i`, 1 where it is missing and 0 where it is seen. It is
+    noised where it is missing, and as it is where it is seen. All masks share the weights. Where a
     frame is seen the score is 0.
 
     Beyond the horizon F is continued as :math:`F(v, t) = F(v, T)` and does not fade: what is seen
