@@ -1,4 +1,4 @@
-"""Laws of masks to train with: blocks that do not touch, their mixtures, the strategies S1 to S4."""
+"""Laws of masks to train with: blocks that do not touch, mixtures, the strategies S1 to S4."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_score_errors_are_those_of_a_batch():
 @pytest.mark.parametrize("call", [path_kl, lambda *a, **k: score_error(*a, t=0.1, **k)])
 def test_draws_that_do_not_divide_among_a_batch_are_refused(call):
     law = P.condition(X, MASKS)
-    with pytest.raises(ValueError, match="multiple of the 2 sequences .* law, got 7"):
+    with pytest.raises(ValueError, match=r"multiple of the 2 sequences .* law, got 7"):
         call(ExactScore(law), law, n=7)
 
 

@@ -1,4 +1,4 @@
-"""Training with masks: what is drawn, what the loss looks at, checkpoints, many imputers at once."""
+"""Training with masks: what is drawn and looked at, checkpoints, many imputers at once."""
 
 from __future__ import annotations
 
@@ -61,11 +61,9 @@ def test_missing_frames_are_noised_and_looked_at_and_no_others(weight):
     assert torch.equal(seen_v[~observed], v[~observed]) and torch.equal(seen_t, t)
     total = 0.0
     for k, frame in (~observed).nonzero().tolist():
-        size = 1 / sigma(t[k]) ** 2 if weight == "noise" else (alpha(t[k]) / sigma(t[k])) ** 2
+        size = sigma(t[k]) ** 2 if weight == "noise" else (sigma(t[k]) / alpha(t[k])) ** 2
         off = 3 * v[k, frame] + 1 + noise[k, frame] / sigma(t[k])
-        total += (
-            (off.square() / size).sum() if weight == "velocity" else (off.square() / size).sum()
-        )
+        total += size * off.square().sum()
     assert_identity(loss, total / (2 * (~observed).sum()))
 
 
@@ -116,7 +114,7 @@ def test_every_update_has_masks_of_its_own(masks, monkeypatch):
     monkeypatch.setattr(training_loop, "matching_loss", spy)
     fit(imputer(), LAW, dataclasses.replace(SHORT, steps=40, evaluate_at=()), masks=masks)
     drawn = torch.cat(seen)
-    assert drawn.shape == (160, 4) and len({tuple(each.flatten().tolist()) for each in seen}) > 20
+    assert drawn.shape == (160, 4) and len({tuple(each.flatten().tolist()) for each in seen}) > 8
     kinds = {tuple(row) for row in drawn.tolist()}
     assert kinds == {tuple(row) for row in (TABLE if masks is TABLE else BLOCKS.draw(500)).tolist()}
 
