@@ -165,7 +165,7 @@ REFUSED = {
 # names both sides; so do their weights, which constructions write.
 INNER = {
     "networks.dit": "layers", "networks.baselines": "layers", "networks.score_network": "layers",
-    "networks.polynomial": "layers", "ConditionalDiT.tokens": "a layer", "attention.layer": "layers",
+    "networks.polynomial": "layers", "attention.layer": "layers",
     "attention.certified": "layers", "attention.window": "layers",
     "attention.lowrank": "what a layer has normalised", "construction": "layers, weights",
     "diffusion.methods": "numbers of an unrolled score", "require_attention": "a check",
@@ -178,7 +178,7 @@ INNER = {
     "framewise_score": "the same", "data.framewise": "the same", "by_frames": "looks at shapes",
     "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
-    "missing_mean": "sums of squares",
+    "missing_mean": "sums of squares", "ConditionalDiT.tokens": "a layer",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
     "SamplingError": "a record", "Region.__init__": "a record",
