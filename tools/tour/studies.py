@@ -363,7 +363,7 @@ def long_sequences(device: torch.device, dtype: torch.dtype) -> Found:
         for name, options in long.NETWORKS.items()
     }
     settings = replace(
-        long.LONG["quick"], seq_len=64, networks=networks, training=TRAINING, samples=1,
+        long.LONG["quick"], seq_len=128, networks=networks, training=TRAINING, samples=1,
         solver_steps=2, monte_carlo=2,
     )  # fmt: skip
     own = cell.assess(cell.member().model.eval())

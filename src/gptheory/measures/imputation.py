@@ -101,6 +101,7 @@ def intervals(draws: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
+@full_precision()
 def crps(draws: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
     r"""Continuous ranked probability score of draws, entry by entry; lower is better.
 

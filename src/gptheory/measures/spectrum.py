@@ -84,7 +84,8 @@ def spectral_ratios(x: Tensor, process: GaussianProcess, bands: int = 8) -> tupl
 
 def _expected(kernel: Tensor) -> Tensor:
     """E I(f) at the frequencies of a real transform, from γ(0..N - 1)."""
-    tapered = (1 - torch.arange(len(kernel), device=kernel.device) / len(kernel)) * kernel
+    lags = torch.arange(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    tapered = (1 - lags / len(kernel)) * kernel
     return 2 * torch.fft.rfft(tapered).real - tapered[0]
 
 
