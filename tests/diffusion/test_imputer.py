@@ -67,6 +67,7 @@ def test_a_constructed_network_is_an_imputer():
     assert_identity(found(noised(), T), expected(found.completed(noised()), T), condition=100)
 
 
+@pytest.mark.statement("YC Algorithm 1")
 @pytest.mark.parametrize("observed", [SEEN, MASKS], ids=["one mask", "masks"])
 def test_imputations_are_samples_of_the_score_completed(observed):
     """With the perfect network those of the exact law: the same noise, the same numbers."""

@@ -179,7 +179,7 @@ INNER = {
     "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
     "missing_mean": "sums of squares", "ConditionalDiT.tokens": "a layer",
-    "require_fitting": "looks at shapes", "require_values": "looks at the device",
+    "require_fitting": "looks at shapes", "masks_at_home": "the same", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
     "SamplingError": "a record", "Region.__init__": "a record",
     "LatentMap.__init__": "a record", "support.rounding": "sizes of rounding",

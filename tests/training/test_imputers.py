@@ -45,6 +45,7 @@ def exact(v, t, observed):
 # ---- the loss -----------------------------------------------------------------------------------
 
 
+@pytest.mark.statement("YC Algorithm 1")
 @pytest.mark.parametrize("weight", ["noise", "velocity"])
 def test_missing_frames_are_noised_and_looked_at_and_no_others(weight):
     x, t = LAW.sample(5, seeded(1), F64), torch.linspace(0.05, 2.0, 5, dtype=F64)
