@@ -10,7 +10,7 @@ from strategies import process, seeded
 from tolerances import assert_identity, assert_statistical
 
 from gptheory.data import PATTERNS, ConditionalProcess, decaying_process, pattern
-from gptheory.diffusion import ConditionalScore, ExactScore, alpha, sigma
+from gptheory.diffusion import ConditionalScore, ExactScore, alpha, impute, sigma
 from gptheory.measures import gaussian_kl, imputation_error, imputer_error, path_kl, score_error
 from gptheory.measures import imputer as report
 from gptheory.measures import scores as measured
@@ -144,9 +144,10 @@ def test_an_imputer_that_is_too_sure_is_found_out():
 
 def test_its_numbers_are_those_of_its_parts(monkeypatch):
     """The path divergence over what is seen, then draws of sequences, one report for each."""
-    each = []
+    each, asked = [], []
 
     def spy(*given):
+        asked.append(given)
         each.append(imputation_error(*given))
         return each[-1]
 
@@ -156,6 +157,13 @@ def test_its_numbers_are_those_of_its_parts(monkeypatch):
     x = LAW.sample(64, generator)
     score, law = ConditionalScore(short, x, TAIL), LAW.condition(x, TAIL)
     assert found.path_kl == path_kl(score, law, 0.001, n=64, generator=generator)
+    x = LAW.sample(3, generator)
+    made = impute(short, x, TAIL, 40, generator, t_min=0.001, show_progress=False)
+    for k, (draws, law, level) in enumerate(asked):
+        own = LAW.condition(x[k], TAIL).process()
+        assert torch.equal(draws, made[:, k, ~TAIL]) and level == 0.9
+        assert_identity(law.mean, own.mean)
+        assert_identity(law.covariance(), own.covariance())
     assert len(each) == 3
     for name in ("mean_error", "variance_ratio", "ball", "pointwise", "width", "crps"):
         values = torch.tensor([getattr(own, name) for own in each], dtype=F64)

@@ -208,6 +208,29 @@ def test_a_checkpoint_with_other_masks_is_refused(kept, tmp_path):
     assert len(fit(imputer(), LAW, SHORT, checkpoint=path, masks=again).history) == 2
 
 
+class OneOfTwo:
+    """A law of a reader's own, whose name does not say which it is."""
+
+    seq_len = 4
+
+    def __init__(self, frame: int) -> None:
+        self.parts = (frame,)
+
+    def __repr__(self) -> str:
+        return "OneOfTwo"
+
+    def draw(self, n, generator=None):
+        return (torch.arange(4) != self.parts[0]).expand(n, 4)
+
+
+def test_laws_of_ones_own_are_told_apart_by_their_parts(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(imputer(), LAW, SHORT, checkpoint=path, masks=OneOfTwo(1))
+    assert len(fit(imputer(), LAW, SHORT, checkpoint=path, masks=OneOfTwo(1)).history) == 2
+    with pytest.raises(ValueError, match="checkpoint of another run: its masks is 'OneOfTwo, "):
+        fit(imputer(), LAW, SHORT, checkpoint=path, masks=OneOfTwo(2))
+
+
 def test_runs_without_masks_have_the_identity_they_had():
     assert "masks" not in Training(DiT(2, 4, 8, 1, 1), LAW, SHORT).identity()
 
