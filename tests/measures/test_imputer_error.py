@@ -10,8 +10,16 @@ from strategies import process, seeded
 from tolerances import assert_identity, assert_statistical
 
 from gptheory.data import PATTERNS, ConditionalProcess, decaying_process, pattern
-from gptheory.diffusion import ConditionalScore, ExactScore, alpha, impute, sigma
-from gptheory.measures import gaussian_kl, imputation_error, imputer_error, path_kl, score_error
+from gptheory.diffusion import ConditionalScore, ExactScore, alpha, impute, sample, sigma
+from gptheory.measures import (
+    coupled_ode_error,
+    gaussian_kl,
+    imputation_error,
+    imputer_error,
+    path_kl,
+    score_error,
+    total_variation,
+)
 from gptheory.measures import imputer as report
 from gptheory.measures import scores as measured
 
@@ -82,6 +90,29 @@ def test_score_errors_are_those_of_a_batch():
     assert law.batch == 2 and P.condition(X[0], SEEN).batch == 1
     assert score_error(ExactScore(law), law, 0.3, 10, seeded(1)) == 0
     assert score_error(lambda v, t: torch.zeros_like(v), law, 0.3, 10, seeded(1)) == 1
+
+
+def test_coupled_errors_are_those_of_what_is_missing():
+    """By hand: both flows from the same noise, entry by entry that is not seen."""
+    p, q = (law.condition(X, MASKS) for law in (P, Q))
+    options = {"steps": 12, "t_min": 0.01}
+    found = coupled_ode_error(ExactScore(q), p, 6, generator=seeded(2), dtype=F64, **options)
+    made = [
+        sample(
+            ExactScore(law), 6, 5, 2, generator=seeded(2), dtype=F64, show_progress=False, **options
+        ).view(3, 2, 5, 2)[:, ~MASKS]
+        for law in (q, p)
+    ]  # fmt: skip
+    assert_identity(found, (made[0] - made[1]).norm() / made[1].norm())
+    assert coupled_ode_error(ExactScore(p), p, 6, steps=12, t_min=0.01) == 0
+
+
+def test_total_variation_asks_for_the_law_of_what_is_missing():
+    law = P.condition(X[0], SEEN)
+    with pytest.raises(ValueError, match=r"take law\.process\(k\)"):
+        total_variation(ExactScore(law), law, n=4)
+    own, other = (each.condition(X[0], SEEN).process() for each in (P, Q))
+    assert total_variation(ExactScore(other), own, n=64, generator=seeded(1)).value > 0.1
 
 
 @pytest.mark.parametrize("call", [path_kl, lambda *a, **k: score_error(*a, t=0.1, **k)])
