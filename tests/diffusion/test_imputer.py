@@ -11,6 +11,7 @@ from gptheory.construction import build_imputation_transformer
 from gptheory.data import GaussianProcess, PowerExponential, decaying_process
 from gptheory.diffusion import ConditionalScore, ExactScore, OneLoopScore, impute, sample
 from gptheory.diffusion.sampler import stop_of
+from gptheory.measures import log_likelihood
 from gptheory.networks import ConditionalDiT
 
 F32, F64 = torch.float32, torch.float64
@@ -67,6 +68,20 @@ def test_a_constructed_network_is_an_imputer():
     assert_identity(found(noised(), T), expected(found.completed(noised()), T), condition=100)
 
 
+@pytest.mark.parametrize("k", [0, 1])
+def test_missing_frames_alone_have_the_score_of_their_own_law(k):
+    """Of a perfect network; densities by the flow are then those in closed form."""
+    found, law = ConditionalScore(exact, X, MASKS).of_missing(k), LAW.condition(X, MASKS).process(k)
+    v = torch.randn(5, law.seq_len, 2, generator=seeded(6), dtype=F64)
+    assert_identity(found(v, T[:5]), ExactScore(law)(v, T[:5]))
+    flow = [log_likelihood(each, v, 0.01, steps=12) for each in (found, ExactScore(law))]
+    assert_identity(*flow)
+    with pytest.raises(ValueError, match=rf"v must have shape \(batch, {law.seq_len}, 2\)"):
+        found(noised(), 0.3)
+    with pytest.raises(ValueError, match=r"k must lie in 0\.\.2, the sequences, got 3"):
+        ConditionalScore(exact, X, MASKS).of_missing(3)
+
+
 @pytest.mark.statement("YC Algorithm 1")
 @pytest.mark.parametrize("observed", [SEEN, MASKS], ids=["one mask", "masks"])
 def test_imputations_are_samples_of_the_score_completed(observed):
@@ -89,6 +104,7 @@ def test_generation_stops_where_training_began_and_has_the_dtype_of_the_sequence
     assert ConditionalScore(network, X, SEEN).t_range is None
     network.t_range = (0.02, 6.0)
     assert stop_of(ConditionalScore(network, X, SEEN)) == 0.02
+    assert stop_of(ConditionalScore(network, X, SEEN).of_missing(1)) == 0.02
     found = impute(network, X.float(), SEEN, 2, seeded(3), **QUICK)
     assert found.dtype == F32 and torch.isfinite(found).all()
     asked = impute(network, X.float(), SEEN, 2, seeded(3), t_min=0.02, **QUICK)

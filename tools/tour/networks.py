@@ -122,6 +122,7 @@ def imputers(device: torch.device, dtype: torch.dtype) -> Found:
         "mask": network(v, 0.1, SEEN), "masks": network(v, steps(4, device), every),
         "tokens": network.tokens(v, every[..., None]), "given": own(v, steps(4)),
         "sequences of the CPU": there(v, 0.3), "whole": own.completed(v),
+        "missing": own.of_missing(1)(v[:, :4], steps(4)),
         "loss": objective.missing_mean(errors, every),
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from ..support.validation import (
     require_score,
     require_sequences,
 )
+from .exact import Score
 from .sampler import sample
 
 Imputer = Callable[[Tensor, "float | Tensor", Tensor], Tensor]
@@ -99,6 +100,19 @@ class ConditionalScore:
         """
         return torch.where(self._seen_in(v), self._x_in(v), v)
 
+    def of_missing(self, k: int = 0) -> Score:
+        """The score of the missing frames of sequence k alone: of (batch, M, d), called as (v, t).
+
+        As ``law.process(k)`` is the law of these frames; for measures of densities, such as
+        :func:`.total_variation`.
+
+        Raises:
+            ValueError: unless k is one of the sequences.
+        """
+        if not 0 <= k < len(self._x):
+            raise ValueError(f"k must lie in 0..{len(self._x) - 1}, the sequences, got {k!r}")
+        return _MissingScore(ConditionalScore(self.network, self._x[k], self._seen[k]))
+
     def _seen_in(self, v: Tensor) -> Tensor:
         """The masks of v, (n · batch, N, 1)."""
         require_sequences("v", v, self.seq_len, self.dim)
@@ -111,6 +125,21 @@ class ConditionalScore:
 
     def _x_in(self, v: Tensor) -> Tensor:
         return self._x.to(v).repeat(len(v) // len(self._x), 1, 1)
+
+
+class _MissingScore:
+    """Of one sequence: without the frames that are seen."""
+
+    def __init__(self, whole: ConditionalScore) -> None:
+        self.whole = whole
+        self.device, self.t_range = whole.device, whole.t_range
+        self.frames = (~whole._seen[0]).nonzero()[:, 0]
+
+    def __call__(self, v: Tensor, t: float | Tensor) -> Tensor:
+        require_sequences("v", v, len(self.frames), self.whole.dim)
+        frames = self.frames.to(v.device)
+        full = self.whole._x.to(v).repeat(len(v), 1, 1).index_copy(1, frames, v)
+        return self.whole(full, t).index_select(1, frames)
 
 
 def impute(

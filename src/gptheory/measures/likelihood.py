@@ -167,8 +167,8 @@ def total_variation(
     if isinstance(law, Conditional):
         raise ValueError(
             "total variation counts all frames as noised, and a conditional law keeps those that"
-            " are seen: take law.process(k), the law of what is missing in sequence k, with a score"
-            " of its frames"
+            " are seen: take law.process(k), the law of what is missing in sequence k, and a score"
+            " of these frames, of networks ConditionalScore(...).of_missing(k)"
         )
     require_count("n", n, minimum=2)
     require_range(t_min, t_max)
