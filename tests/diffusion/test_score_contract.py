@@ -22,12 +22,13 @@ from torch import nn
 from tour.stop import shaken
 
 import gptheory
-from gptheory.construction import build_score_transformer
+from gptheory.construction import build_imputation_transformer, build_score_transformer
 from gptheory.construction.network import ScoreTransformer
 from gptheory.data import GaussianProcess, PowerExponential, random_mixture
 from gptheory.data.law import KnownLaw
 from gptheory.diffusion import (
     METHODS,
+    ConditionalScore,
     ExactScore,
     NestedScore,
     OneLoopScore,
@@ -39,7 +40,7 @@ from gptheory.diffusion.conventions import PREDICTIONS, PredictedScore
 from gptheory.diffusion.exact import Score
 from gptheory.latent import LatentScore, SubspaceData, random_basis
 from gptheory.latent.networks import FullScore
-from gptheory.networks import DiT, LearnedSteps, UNet1d, with_polynomial_attention
+from gptheory.networks import ConditionalDiT, DiT, LearnedSteps, UNet1d, with_polynomial_attention
 from gptheory.networks.baselines import FrameMLP
 from gptheory.networks.learned import LearnedCovariance
 from gptheory.probing import Edited, uniform
@@ -82,6 +83,10 @@ class Case:
 
 def transformer(**options: object) -> DiT:
     return DiT(2, 6, 8, 2, 2, generator=seeded(3), **options)
+
+
+def imputer() -> ConditionalDiT:
+    return shaken(ConditionalDiT(2, 6, 8, 2, 2, generator=seeded(3)), CPU, F64)
 
 
 # steps from 1e-4 to 16.6, beyond all that are asked for below
@@ -152,6 +157,13 @@ CASES = {
     "latent, of noisy data": Case(
         LatentScore, lambda: LatentScore(12, 12, transformer(), seeded(5), noise=0.3),
         shape=(1, 12),
+    ),
+    "given frames, of a network": Case(
+        ConditionalScore, lambda: ConditionalScore(imputer(), X, SEEN), True
+    ),
+    "given frames, constructed": Case(
+        ConditionalScore,
+        lambda: ConditionalScore(build_imputation_transformer(KERNEL, 4), X, SEEN), True,
     ),
     "full": Case(FullScore, lambda: FullScore(transformer()), shape=(1, 12)),
     "full, no skip": Case(FullScore, lambda: FullScore(transformer(), False), shape=(1, 12)),

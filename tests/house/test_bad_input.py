@@ -78,6 +78,7 @@ STEPS = """
     Conditional.score t; UnrolledScore.__call__ t; WienerScore.__call__ t; LearnedSteps.forward t;
     LearnedCovariance.forward t; PredictedScore.forward t; TrainingSchedule.timestep t;
     OneLoopScore.__call__ t; OneLoopScore.extremes t; OneLoopScore.condition_number t;
+    ConditionalScore.__call__ t; ConditionalDiT.forward t;
     NestedScore.__call__ t; NestedScore.extremes t; NestedScore.system t;
     NestedScore.drift t; OneLoopScore.iterates t; OneLoopScore.coefficients t
 """
@@ -103,6 +104,7 @@ SEQUENCES = """
     ExactScore.__call__ v; denoise v; UnrolledScore.__call__ v; UnrolledScore.iterates v;
     UnrolledScore.limit v; WienerScore.__call__ v; LearnedSteps.forward v;
     LearnedCovariance.forward v; ScoreNetwork.forward v; ScoreTransformer.forward v;
+    ConditionalScore.__call__ v; ConditionalScore.completed v; ConditionalDiT.forward v;
     ScoreTransformer.states v; ContextualTransformer.forward x; ContextualTransformer.ids x;
     ContextualTransformer.context x; ContextualTransformer.states x; UnrolledScore.filtered v;
     SubspaceData.encode v;
@@ -131,7 +133,8 @@ DATA = """
     Digits.locate frames; LatentMap.fit frames; LatentMap.encode frames; GaussianTwin.__init__ x;
     measured_motion paths; log_likelihood v; stop_for source; aligned_score basis;
     encoder_error basis; encoder_error encoder; lag_products x; spectral_ratios x;
-    ball_region source; ellipsoid_region source; imputation_error made
+    ball_region source; ellipsoid_region source; imputation_error made; ConditionalScore.__init__ x;
+    impute x
 """
 # several tensors that nothing moves
 TOGETHER = """
@@ -175,6 +178,8 @@ INNER = {
     "framewise_score": "the same", "data.framewise": "the same", "by_frames": "looks at shapes",
     "diagonal_log_density": "sums of squares",
     "monomials": "products", "matching_error": "sums of squares", "draw_batch": "checked data",
+    "missing_mean": "sums of squares", "ConditionalDiT.tokens": "a layer",
+    "masks_at_home": "looks at shapes",
     "require_fitting": "looks at shapes", "require_values": "looks at the device",
     "Member": "a record, checked by fit_ensemble", "Seen": "a record", "Found": "a record",
     "SamplingError": "a record", "Region.__init__": "a record",

@@ -102,6 +102,21 @@ def long_process_on_the_device(device: torch.device, dtype: torch.dtype) -> Foun
 
 
 @stop("exact")
+def laws_of_masks(device: torch.device, _dtype: torch.dtype) -> Found:
+    """Drawn on the CPU; a table also where it lies."""
+    own = masks.strategy("S3", 12, 4)
+    alone = masks.Blocks(12, 2, 2)
+    table = masks.require_masks(own.draw(5, seeded(1)).to(device), 12)
+    rows = masks.draw_masks(table, 3, seeded(2))
+    assert rows.device.type == device.type and masks.require_masks(own, 12) is own
+    return {
+        "mixture": own.draw(4, seeded(3)).double(), "rows": rows.double(),
+        "blocks": masks.draw_masks(alone, 2, seeded(4)).double(), "frames": own.seq_len,
+        "parts": [float(len(own.parts)), *map(float, alone.parts)],
+    }  # fmt: skip
+
+
+@stop("exact")
 def what_is_missing(device: torch.device, dtype: torch.dtype) -> Found:
     """Laws given frames, given entries and given noisy frames: means, scores and densities."""
     own, x, v = law(device), sequences(5, 2, device, dtype), sequences(6, 4, device, dtype)
@@ -121,6 +136,7 @@ def what_is_missing(device: torch.device, dtype: torch.dtype) -> Found:
             f"{name} least": given.smallest_variance, f"{name} density": own_density,
             f"{name} draws": given.sample(2, seeded(3), torch.float64),
             f"{name} parts": float(len(given.parts)), f"{name} variance": given.variance,
+            f"{name} open": [given.batch, given.open_share],
         }  # fmt: skip
     given = own.condition(x, ~frames)
     alone = given.process(1)

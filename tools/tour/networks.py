@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from gptheory.attention import positions
 from gptheory.construction import build_score_transformer
-from gptheory.data import decaying_process, mixture
-from gptheory.diffusion import ExactScore, denoiser, sample
+from gptheory.data import Blocks, MaskMixture, decaying_process, mixture
+from gptheory.diffusion import ConditionalScore, ExactScore, denoiser, impute, sample
 from gptheory.latent import LatentScore, aligned_score, rates, recovery, subspace
 from gptheory.latent import errors as latent_errors
 from gptheory.latent.networks import FullScore
-from gptheory.networks import baselines, dit, learned, score_network
+from gptheory.measures import imputer_error
+from gptheory.networks import ConditionalDiT, baselines, dit, learned, score_network
 from gptheory.probing import Edited, batch_mean, maps, nulls, only, recording, uniform, without
 from gptheory.studies import finetune
 from gptheory.studies.run import in_half_precision
@@ -99,6 +100,55 @@ def samples_of_networks(device: torch.device, dtype: torch.dtype) -> Found:
     return {"x": x}
 
 
+def imputer(seed: int = 0, **options: object) -> ConditionalDiT:
+    """A small transformer that is told which frames are seen."""
+    return ConditionalDiT(D, N, 8, 2, 2, generator=seeded(seed), **options)
+
+
+SEEN = torch.tensor([True, False, True, True, False, True])
+
+
+@stop("network")
+def imputers(device: torch.device, dtype: torch.dtype) -> Found:
+    """A mask for all and one for each; the score given frames on either side."""
+    network, v = shaken(imputer(), device, dtype), sequences(1, 4, device, dtype)
+    x, seen = sequences(2, 2, device, dtype), torch.stack([SEEN, ~SEEN])
+    own, there = ConditionalScore(network, x, seen), ConditionalScore(network, x.cpu(), seen)
+    assert own.t_range is None and own.device.type == device.type
+    noise = normal(4, 4, N, D, device=device, dtype=dtype)
+    every = seen.repeat(2, 1).to(device)
+    errors = objective.matching_error(network(v, 0.1, every), noise, 0.1, "noise").square()
+    return {
+        "mask": network(v, 0.1, SEEN), "masks": network(v, steps(4, device), every),
+        "tokens": network.tokens(v, every[..., None]), "given": own(v, steps(4)),
+        "sequences of the CPU": there(v, 0.3), "whole": own.completed(v),
+        "missing": own.of_missing(1)(v[:, :4], steps(4)),
+        "loss": objective.missing_mean(errors, every),
+    }  # fmt: skip
+
+
+@stop("network", compare=False)
+def imputations(device: torch.device, dtype: torch.dtype) -> Found:
+    """An imputer that was trained, alone and with others; what it draws, and how good that is."""
+    law_of_masks = MaskMixture([Blocks(N, 1, 1), Blocks(N, 1, 2)])
+    model, quiet = imputer(fused=False).to(device, dtype), {"steps": 4, "show_progress": False}
+    whole = resume.fit(model, law(), CONFIG, show_progress=False, masks=law_of_masks).model
+    table = training_loop.masks_at_home(law_of_masks.draw(4, seeded(1)), model, law(), device)
+    members = [Member(imputer(k, fused=False).to(device, dtype), law(), k, table) for k in (1, 2)]
+    together = fit_ensemble(members, CONFIG)
+    x = sequences(2, 3, device, dtype)
+    drawn = impute(whole, x, SEEN, 5, seeded(3), **quiet)
+    assert drawn.device.type == device.type and torch.equal(drawn[0][:, SEEN], x[:, SEEN])
+    report = imputer_error(
+        whole, law(device), SEEN.to(device), 2, 5, 8, generator=seeded(4), dtype=dtype, **quiet
+    )
+    return {
+        **_weights(whole), **{f"member, {n}": w for n, w in _weights(together[0]).items()},
+        "drawn": drawn, "path": report.path_kl, "ball": report.average.ball,
+        "error": report.standard_error.crps,
+    }  # fmt: skip
+
+
 @stop("network", drawn=True)
 def losses(device: torch.device, dtype: torch.dtype) -> Found:
     """Score matching at every weight and law of the step."""
@@ -110,6 +160,9 @@ def losses(device: torch.device, dtype: torch.dtype) -> Found:
         found[f"{weight}, {times}"] = loss
     noise = normal(4, 4, N, D, device=device, dtype=dtype)
     found["error"] = objective.matching_error(network(x, 0.1), noise, 0.1, "noise")
+    t, every = steps(4), SEEN.expand(4, -1).to(device)
+    told = shaken(imputer(), device, dtype)
+    found["missing"] = objective.matching_loss(told, x, t, seeded(3), "noise", every)
     return found
 
 

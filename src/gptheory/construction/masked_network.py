@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.schedule import alpha, levels, sigma
 from ..support.precision import full_precision
-from ..support.validation import require_finite
+from ..support.validation import require_finite, require_mask
 from .network import Lift, ScoreTransformer
 
 
@@ -96,13 +96,7 @@ class ImputationTransformer(ScoreTransformer):
     @full_precision()
     def states(self, v: Tensor, t: float | Tensor, observed: Tensor) -> Iterator[Tensor]:
         """The residual stream (batch, N, D): after f_in, and after every block."""
-        shapes = ((self.seq_len,), (len(v), self.seq_len))
-        if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
-            given = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
-            raise ValueError(f"observed must be a boolean tensor, True where seen, got {given}")
-        if observed.shape not in shapes:
-            given = tuple(observed.shape)
-            raise ValueError(f"observed must have shape {shapes[0]} or {shapes[1]}, got {given}")
+        require_mask(observed, len(v), self.seq_len)
         seen = observed.to(v.device).reshape(-1, self.seq_len)
         if self.check_ranges and not torch.compiler.is_compiling():
             require_finite("v", v)

@@ -93,6 +93,16 @@ class Conditional:
         return other
 
     @property
+    def batch(self) -> int:
+        """How many sequences it is the law of, each given its own."""
+        return len(self._x)
+
+    @property
+    def open_share(self) -> float:
+        """The share of all entries that are not known: 1 where what was seen is noisy."""
+        return self._free.expand(self._seen.shape).double().mean().item()
+
+    @property
     def observed(self) -> Tensor:
         """What was seen, boolean, as it was given but one for each sequence."""
         return self._alone(self._seen if self._by_entries else self._seen[..., 0])

@@ -4,6 +4,7 @@ from .conventions import PREDICTIONS, TrainingSchedule, from_epsilon, to_epsilon
 from .denoiser import denoise, denoiser_jacobian, denoising_operator, exact_jacobian
 from .exact import ExactScore, WienerScore
 from .grids import SPACINGS, step_grid, stop_for
+from .imputer import ConditionalScore, impute
 from .methods import METHODS
 from .nested import NestedScore
 from .one_loop import OneLoopScore

@@ -11,6 +11,7 @@ from .covariances import (
 )
 from .gaussians import gaussian_kl, gaussian_tv, gaussian_w2
 from .imputation import ImputationError, crps, gaussian_crps, imputation_error, intervals
+from .imputer import ImputerError, imputer_error
 from .likelihood import TotalVariation, log_likelihood, total_variation
 from .motion import measured_motion, motion_floor, true_motion
 from .regions import Region, ball_region, ellipsoid_region

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.conditional import Conditional
 from ..data.law import KnownLaw, diagonal_log_density
 from ..diffusion.exact import Score
 from ..diffusion.schedule import alpha, half_log_snr, levels, perturb, sigma, step_at
@@ -150,8 +151,8 @@ def total_variation(
         A :class:`TotalVariation`.
 
     Raises:
-        ValueError: for a law without a known density, sizes or steps out of range, or what
-            :func:`log_likelihood` refuses.
+        ValueError: for a law without a known density, a conditional law (see its ``process``),
+            sizes or steps out of range, or what :func:`log_likelihood` refuses.
         FloatingPointError: as there.
 
     Accuracy: the standard error; the flow adds less than 1e-3 at the default steps. The exact
@@ -162,6 +163,12 @@ def total_variation(
     if not isinstance(law, KnownLaw):
         raise ValueError(
             f"total variation needs a law that knows its noised_log_prob, got {type(law).__name__}"
+        )
+    if isinstance(law, Conditional):
+        raise ValueError(
+            "total variation counts all frames as noised, and a conditional law keeps those that"
+            " are seen: take law.process(k), the law of what is missing in sequence k, and a score"
+            " of these frames, of networks ConditionalScore(...).of_missing(k)"
         )
     require_count("n", n, minimum=2)
     require_range(t_min, t_max)

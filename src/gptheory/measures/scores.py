@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ..data.conditional import Conditional
 from ..data.law import KnownLaw
 from ..diffusion.exact import ExactScore, Score
 from ..diffusion.grids import T_MAX
@@ -27,7 +29,8 @@ def score_error(
         score: the score under test, called as (v, t).
         law: of the clean sequences.
         t: diffusion step > 0.
-        n: Monte Carlo sequences; both expectations use the same ones.
+        n: Monte Carlo sequences; both expectations use the same ones. Of a conditional law of a
+            batch, a multiple of that.
         generator: source of randomness.
         dtype: of the sequences handed to the score.
 
@@ -38,7 +41,7 @@ def score_error(
         ValueError: for a step that is not > 0, n < 1, or a score of the wrong shape.
     """
     require_count("n", n)
-    v, _ = perturb(law.sample(n, generator, dtype), t, generator)
+    v, _ = perturb(_drawn_from(law, n, generator, dtype), t, generator)
     with torch.no_grad():
         estimate, truth = require_score(score(v, t), v), ExactScore(law)(v, t)
     return relative_error(estimate, truth) ** 2
@@ -67,11 +70,15 @@ def path_kl(
     Since :math:`dt = -\sigma_t^2\, d\,\text{logSNR}`, the integral is an average over logSNR. It is
     stratified: every sequence has a step in a stratum of its own.
 
+    **Given frames.** Of a conditional law, ``process.condition(x, observed)``, the coordinates are
+    those that are missing, and Nd counts these. For an imputer, on average over what is seen, make
+    x a batch of n draws: ``path_kl(ConditionalScore(network, x, observed), law, n=n)``.
+
     Args:
         score: the score under test, called as (v, t) with one t per sequence.
         law: of the clean sequences.
         t_min, t_max: range of diffusion steps.
-        n: Monte Carlo sequences.
+        n: Monte Carlo sequences; of a conditional law of a batch, a multiple of that.
         generator: source of randomness.
         dtype: of the sequences handed to the score.
 
@@ -86,13 +93,35 @@ def path_kl(
     """
     steps = stratified_steps(n, t_min, t_max, generator)
     exact, total = ExactScore(law), 0.0
-    for t in steps.split(max(1, CHUNK_VALUES // (law.seq_len * law.dim))):
-        x = law.sample(len(t), generator, dtype)
+    batch, share = (law.batch, law.open_share) if isinstance(law, Conditional) else (1, 1.0)
+    rows = max(1, CHUNK_VALUES // (law.seq_len * law.dim * batch)) * batch  # whole batches
+    for t in steps.split(rows):
+        x = _drawn_from(law, len(t), generator, dtype)
         v, _ = perturb(x, t.to(x.device), generator)
         estimate, truth = (each(v, t.to(v.device)) for each in (score, exact))
         squares = (require_score(estimate, v) - truth).double().square().mean(dim=(1, 2))
         total += (sigma(t).to(squares) ** 2 * squares).sum().item()
-    return (half_log_snr(t_min) - half_log_snr(t_max)) * total / n
+    return (half_log_snr(t_min) - half_log_snr(t_max)) * total / n / share
+
+
+def _without_seen(law: KnownLaw, x: Tensor) -> Tensor:
+    """Sequences with 0 where a conditional law has what was seen."""
+    if not isinstance(law, Conditional):
+        return x
+    return law.completed(x) - law.completed(torch.zeros_like(x))
+
+
+def _drawn_from(
+    law: KnownLaw, n: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> Tensor:
+    """n sequences (n, N, d); of a conditional law of a batch, draw by draw."""
+    if not isinstance(law, Conditional):
+        return law.sample(n, generator, dtype)
+    if n % law.batch:
+        raise ValueError(
+            f"n must be a multiple of the {law.batch} sequences of the conditional law, got {n}"
+        )
+    return law.sample(n // law.batch, generator, dtype).view(n, law.seq_len, law.dim)
 
 
 def coupled_ode_error(
@@ -111,7 +140,8 @@ def coupled_ode_error(
 
     where :math:`\hat x` and x solve the probability-flow ODE from the same draw. The numerator
     bounds the squared Wasserstein-2 distance of the two sampled laws, because it is the cost of one
-    coupling; and the coupling takes away the sampling noise, so that few sequences are enough.
+    coupling; and the coupling takes away the sampling noise, so that few sequences are enough. Of a
+    conditional law only what is missing counts.
 
     Args:
         score: the score under test, called as (v, t).
@@ -137,10 +167,9 @@ def coupled_ode_error(
     results = []
     for each in (score, ExactScore(law)):
         generator.set_state(start)
-        results.append(
-            sample(
-                each, n, law.seq_len, law.dim, steps=steps, t_min=t_min, t_max=t_max,
-                generator=generator, dtype=dtype, device=law.device, show_progress=False,
-            )
+        made = sample(
+            each, n, law.seq_len, law.dim, steps=steps, t_min=t_min, t_max=t_max,
+            generator=generator, dtype=dtype, device=law.device, show_progress=False,
         )  # fmt: skip
+        results.append(_without_seen(law, made))
     return relative_error(*results)

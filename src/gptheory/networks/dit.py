@@ -82,6 +82,8 @@ class DiT(ScoreNetwork):
     t = 0.1 after a minute on two cores (N = 32, d = 4).
     """
 
+    flags = 0  # numbers beside a frame in its token
+
     def __init__(
         self,
         dim: int,
@@ -113,7 +115,7 @@ class DiT(ScoreNetwork):
             else:
                 self.register_buffer("embedding", embedding, persistent=False)
             self.lift_dim = hidden - embedding.shape[1]
-            self.lift = nn.Linear(dim, self.lift_dim)
+            self.lift = nn.Linear(dim + self.flags, self.lift_dim)
             self.blocks = nn.ModuleList(
                 DiTBlock(hidden, heads, attention, expansion, fused, **options)
                 for _ in range(depth)
@@ -121,9 +123,9 @@ class DiT(ScoreNetwork):
             self.modulation = Modulation(hidden, hidden, 2)
             self.readout = zero_init(nn.Linear(hidden, dim))
 
-    def velocity(self, v: Tensor, clock: Tensor) -> Tensor:
-        """F; see :class:`.ScoreNetwork`."""
-        y = self.tokens(v)
+    def velocity(self, v: Tensor, clock: Tensor, *given: Tensor) -> Tensor:
+        """F; see :class:`.ScoreNetwork`. What else is given goes into the tokens."""
+        y = self.tokens(v, *given)
         for block in self.blocks:
             y = block(y, clock)
         return self.readout(modulated_norm(y, *self.modulation(clock)))

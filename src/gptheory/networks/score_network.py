@@ -70,6 +70,8 @@ class ScoreNetwork(nn.Module, ABC):
         config: all arguments that make this network.
     """
 
+    fades = True  # beyond the horizon, as the velocity does where data have mean zero
+
     def __init__(self, dim: int, seq_len: int | None, width: int, config: dict) -> None:
         super().__init__()
         require_count("dim", dim)
@@ -93,13 +95,18 @@ class ScoreNetwork(nn.Module, ABC):
         Raises:
             ValueError: for a wrong shape or a step that is not finite and > 0.
         """
+        return self._score(v, t)
+
+    def _score(self, v: Tensor, t: float | Tensor, *given: Tensor) -> Tensor:
+        """The score, with what else the velocity is given."""
         require_sequences("v", v, self.seq_len, self.dim)
         require_step(t)
         signal, noise = levels(t, v)
         t = step_tensor(t, v.device)
         seen = t.clamp(max=HORIZON)
-        velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen)).to(v)
-        fading = (alpha(t) / alpha(seen)).to(v)[:, None, None]  # 1 up to the horizon
+        velocity = self.velocity(v.to(self.clock.mlp[0].weight), self.clock(seen), *given).to(v)
+        # 1 up to the horizon
+        fading = (alpha(t) / alpha(seen)).to(v)[:, None, None] if self.fades else 1.0
         return -v + signal / noise * fading * velocity
 
     @abstractmethod

@@ -165,6 +165,17 @@ def require_sequences(
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
 
 
+def require_mask(observed: Tensor, batch: int, seq_len: int) -> None:
+    """Raise unless ``observed`` holds truth values of frames, (N,) or one row per sequence."""
+    if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+        given = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+        raise ValueError(f"observed must be a boolean tensor, True where seen, got {given}")
+    shapes = ((seq_len,), (batch, seq_len))
+    if observed.shape not in shapes:
+        given = tuple(observed.shape)
+        raise ValueError(f"observed must have shape {shapes[0]} or {shapes[1]}, got {given}")
+
+
 def require_score(value: object, v: Tensor) -> Tensor:
     """Return what a score made of v; raise unless it is a tensor of its shape."""
     if not isinstance(value, Tensor) or value.shape != v.shape:

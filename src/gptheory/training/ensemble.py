@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ..data.law import Law
+from ..data.masks import MaskLaw, draw_masks
 from ..diffusion.schedule import perturb
 from ..support.precision import without_autocast
 from ..support.wrappers import uncompiled
 from .config import TrainConfig, TrainingDivergedError
-from .loop import architecture, at_home, draw_batch, require_fitting
-from .objective import matching_error, matching_steps
+from .loop import architecture, at_home, draw_batch, masks_at_home, require_fitting
+from .objective import matching_error, matching_steps, missing_mean
 
 VECTOR = 64  # numbers; the longest vector of a processor, several times
 
@@ -34,12 +35,14 @@ class Member:
     Args:
         model: called as (v, t); left as it is. Models of an ensemble have the same structure.
         data: sequences (n, N, d) drawn from with replacement, or a law that supplies fresh ones.
-        seed: of the batches, the diffusion steps and the noise.
+        seed: of the batches, the diffusion steps, the masks and the noise.
+        masks: for imputers, as in :func:`.fit`: all members have some, or none has.
     """
 
     model: nn.Module
     data: Tensor | Law
     seed: int
+    masks: Tensor | MaskLaw | None = None
 
 
 def fit_ensemble(
@@ -58,7 +61,8 @@ def fit_ensemble(
         disturb the others.
 
     Raises:
-        ValueError: without members, for data that do not fit their model, for models that differ,
+        ValueError: without members, for data or masks that do not fit their model, for masks of
+            some members only, for models that differ,
             that have frozen weights, or that draw random numbers as dropout does: with whom a
             network is trained would decide what it draws.
 
@@ -86,6 +90,12 @@ def fit_ensemble(
     data = [at_home(member.data, stack.dtype, stack.device) for member in members]
     for member, own in zip(members, data, strict=True):
         require_fitting(member.model, own)
+    masks = [
+        masks_at_home(member.masks, member.model, own, stack.device)
+        for member, own in zip(members, data, strict=True)
+    ]
+    if len({own is None for own in masks}) > 1:
+        raise ValueError("either all members of an ensemble have masks or none has, got some")
     generators = [torch.Generator(stack.device).manual_seed(member.seed) for member in members]
     optimiser = torch.optim.AdamW(
         [stack.weights], config.learning_rate, config.betas, weight_decay=config.weight_decay,
@@ -94,7 +104,7 @@ def fit_ensemble(
     average = stack.weights.detach().clone()
     last_finite = torch.full((len(members),), config.steps, device=stack.device)
     for step in range(config.steps):
-        losses = _losses(stack, data, generators, config)
+        losses = _losses(stack, data, masks, generators, config)
         stack.weights.grad.zero_()
         with without_autocast():
             losses.sum().backward()
@@ -137,13 +147,13 @@ class _Stack:
             own.grad = gradients[name]
         one = copy.deepcopy(models[0]).to("meta").train()
         self._all = torch.vmap(
-            lambda values, buffers, v, t: functional_call(one, (values, buffers), (v, t))
+            lambda values, buffers, *given: functional_call(one, (values, buffers), given)
         )
 
-    def __call__(self, v: Tensor, t: Tensor) -> Tensor:
-        """(M, batch, N, d) and (M, batch) -> scores (M, batch, N, d)."""
+    def __call__(self, v: Tensor, t: Tensor, *observed: Tensor) -> Tensor:
+        """(M, batch, N, d), (M, batch) and, of imputers, (M, batch, N) -> (M, batch, N, d)."""
         try:
-            return self._all(self.values, self.buffers, v, t)
+            return self._all(self.values, self.buffers, v, t, *observed)
         except RuntimeError as error:
             if "randomness error mode" not in str(error):
                 raise
@@ -195,21 +205,37 @@ def _require_alike(models: list[nn.Module]) -> None:
 def _losses(
     stack: _Stack,
     data: list[Tensor | Law],
+    masks: list[Tensor | MaskLaw | None],
     generators: list[torch.Generator],
     config: TrainConfig,
 ) -> Tensor:
     """One loss for each network, (M,); every generator is used as in a run of one network."""
-    steps, noised, noises = [], [], []
-    for own, generator in zip(data, generators, strict=True):
-        x = draw_batch(own, config.batch_size, generator, stack.dtype)
-        steps.append(matching_steps(len(x), config.times, config.t_min, config.t_max, generator))
-        v, noise = perturb(x, steps[-1], generator)
-        noised.append(v)
-        noises.append(noise)
-    t, noise = torch.stack(steps), torch.stack(noises)
-    scores = stack(torch.stack(noised), t)
+    drawn = [
+        _draw(*each, stack.dtype, config) for each in zip(data, masks, generators, strict=True)
+    ]
+    t, v, noise, *observed = (torch.stack(each) for each in zip(*drawn, strict=True))
+    scores = stack(v, t, *observed)
     errors = matching_error(scores.flatten(0, 1), noise.flatten(0, 1), t.flatten(), config.weight)
+    if observed:
+        return missing_mean(errors.square().view_as(v), *observed)
     return errors.square().view(len(data), -1).mean(dim=1)
+
+
+def _draw(
+    data: Tensor | Law,
+    masks: Tensor | MaskLaw | None,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    config: TrainConfig,
+) -> tuple[Tensor, ...]:
+    """Steps, noised sequences and noise of one network's batch, and its masks if it has any."""
+    x = draw_batch(data, config.batch_size, generator, dtype)
+    t = matching_steps(len(x), config.times, config.t_min, config.t_max, generator)
+    observed = [] if masks is None else [draw_masks(masks, len(x), generator)]
+    v, noise = perturb(x, t, generator)
+    for seen in observed:
+        v = torch.where(seen[..., None], x, v)
+    return t, v, noise, *observed
 
 
 def _member(

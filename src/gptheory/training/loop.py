@@ -7,6 +7,7 @@ loss, whose floor is not zero.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import time
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.law import KnownLaw, Law
+from ..data.masks import MaskLaw, draw_masks, require_masks
 from ..diffusion.exact import ExactScore
+from ..diffusion.imputer import ConditionalScore
 from ..measures.scores import score_error
 from ..support.draws import TorchDraws
 from ..support.files import digest, to_json
@@ -41,15 +44,20 @@ class Training:
             :class:`.Law` that supplies fresh ones.
         config: see :class:`.TrainConfig`.
         law: of the data, for evaluations, where its exact score is known; ``data`` itself if that
-            is such a law.
+            is such a law. With masks a law that can be conditioned, a :class:`.GaussianProcess`:
+            evaluations are then beside the exact conditional score, of sequences and masks that
+            are drawn once.
+        masks: for a model that is called as (v, t, observed): a :class:`.MaskLaw` such as
+            :func:`.strategy` makes, or a table (m, N), True where a frame is seen, drawn from with
+            replacement.
 
     Attributes:
         model, average: the network as trained, and with averaged weights (never compiled).
         step: updates done.
 
     Raises:
-        ValueError: for data of the wrong shape or not finite, a model made for other sizes, or one
-            without trainable weights.
+        ValueError: for data of the wrong shape or not finite, a model made for other sizes, one
+            without trainable weights, or masks for a model that takes none, and the other way.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Training:
         data: Tensor | Law,
         config: TrainConfig,
         law: KnownLaw | None = None,
+        masks: Tensor | MaskLaw | None = None,
     ) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
@@ -68,6 +77,7 @@ class Training:
         self.data = at_home(data, self.dtype, self.device)
         self.law = None if law is None else ExactScore(law).law.to(self.device)  # or raises
         require_fitting(model, self.data)
+        self.masks = masks_at_home(masks, model, self.data, self.device)
         self.model, self.config = model, config
         uncompiled(model).t_range = (config.t_min, config.t_max)  # samplers ask for it
         self.average = copy.deepcopy(uncompiled(model)).eval().requires_grad_(False)
@@ -81,6 +91,7 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self._unread: list[Tensor] = []  # loss and norm of the gradient, left where they are
+        self._examined = self._examination()
 
     def __len__(self) -> int:
         """Updates left."""
@@ -148,6 +159,7 @@ class Training:
                     "set of weights": f"{count} of {self.dtype}, {digest(shapes)[:12]}",
                     "data": self._data_name,
                     "device": self.device.type,
+                    **self._masks_name,
                 }
             )
         )
@@ -196,13 +208,22 @@ class Training:
             return f"{len(data)} sequences, {digest(data)[:12]}"
         return f"{data}, {digest(*data.parts)[:12]}"
 
+    @cached_property
+    def _masks_name(self) -> dict[str, str]:
+        if self.masks is None:
+            return {}
+        if isinstance(self.masks, Tensor):
+            return {"masks": f"{len(self.masks)} masks, {digest(self.masks)[:12]}"}
+        return {"masks": f"{self.masks}, {digest(*self.masks.parts)[:12]}"}
+
     def _update(self) -> Tensor:
         config = self.config
         x = draw_batch(self.data, config.batch_size, self.generator, self.dtype)
         t = matching_steps(len(x), config.times, config.t_min, config.t_max, self.generator)
+        seen = None if self.masks is None else draw_masks(self.masks, len(x), self.generator)
         self.optimiser.zero_grad()
         with self.draws:  # backward() too: what is computed again there must draw the same
-            loss = matching_loss(self.model, x, t, self.generator, config.weight)
+            loss = matching_loss(self.model, x, t, self.generator, config.weight, seen)
             with without_autocast():
                 loss.backward()
         for group in self.optimiser.param_groups:
@@ -226,15 +247,28 @@ class Training:
         self.history.append(dict(zip(HISTORY, row, strict=True)))
         self._unread.clear()
 
+    def _examination(self) -> tuple[KnownLaw, Tensor | None, Tensor | None] | None:
+        """The law of evaluations; with masks that of what is missing in sequences drawn once."""
+        if self.law is None or not self.config.evaluate_at:
+            return None
+        if self.masks is None:
+            return self.law, None, None
+        if not hasattr(self.law, "condition"):
+            return None
+        generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+        x = self.law.sample(self.config.evaluate_n, generator, self.dtype)
+        observed = draw_masks(self.masks, len(x), generator)
+        return self.law.condition(x, observed), x, observed
+
     def _evaluate(self) -> None:
-        if self.law is None:
+        if self._examined is None:
             return
+        law, x, observed = self._examined
+        score = self.average if x is None else ConditionalScore(self.average, x, observed)
         for t in self.config.evaluate_at:
             generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
             with TorchDraws(EVALUATION_SEED, self.device):
-                error = score_error(
-                    self.average, self.law, t, self.config.evaluate_n, generator, self.dtype
-                )
+                error = score_error(score, law, t, self.config.evaluate_n, generator, self.dtype)
             self.evaluations.append(dict(zip(EVALUATIONS, (self.step, t, error), strict=True)))
 
 
@@ -268,6 +302,30 @@ def draw_batch(
     if not isinstance(data, Tensor):
         return data.sample(size, generator, dtype)
     return data[torch.randint(len(data), (size,), generator=generator, device=data.device)]
+
+
+def masks_at_home(
+    masks: Tensor | MaskLaw | None, model: nn.Module, data: Tensor | Law, device: torch.device
+) -> Tensor | MaskLaw | None:
+    """Masks that were checked, on the device of a model if they are a table.
+
+    Raises:
+        ValueError: for masks of another kind or length, or unless the model is called as
+            (v, t, observed) just where there are masks.
+    """
+    call = inspect.signature(uncompiled(model).forward)
+    given = (None,) * (2 if masks is None else 3)
+    try:
+        call.bind(*given)
+    except TypeError:
+        kind, takes = type(uncompiled(model)).__name__, f"({', '.join(call.parameters)})"
+        how = "(v, t): masks=... trains an imputer" if masks is None else "(v, t, observed)"
+        have = "without" if masks is None else "with"
+        raise ValueError(f"{have} masks a model is called as {how}; {kind} takes {takes}") from None
+    if masks is None:
+        return None
+    masks = require_masks(masks, data.shape[1] if isinstance(data, Tensor) else data.seq_len)
+    return masks.to(device) if isinstance(masks, Tensor) else masks
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -28,17 +28,22 @@ def matching_loss(
     t: float | Tensor,
     generator: torch.Generator | None = None,
     weight: str = "velocity",
+    observed: Tensor | None = None,
 ) -> Tensor:
     r"""Monte Carlo estimate of the loss, :math:`w(t)\,\|\hat s(v_t, t) + z/\sigma_t\|^2 / (Nd)`.
 
+    Of an imputer, called as (v, t, observed), only missing frames are noised, and the loss is that
+    of missing frames: M in place of N. Source: YC Algorithm 1.
+
     Args:
-        score: the score to be trained, called as (v, t).
+        score: the score to be trained, called as (v, t), or (v, t, observed).
         x: clean sequences (batch, N, d).
         t: diffusion step, a number or one per sequence (batch,).
         generator: source of the noise z.
         weight: w(t), ``"velocity"``, :math:`\sigma_t^2/\alpha_t^2`, for which the loss is the
             squared error of :math:`\sigma_t x - \alpha_t z`; or ``"noise"``, :math:`\sigma_t^2`,
             for which it is that of z (and, averaged uniformly over logSNR, the likelihood's).
+        observed: for an imputer, masks (batch, N), True where a frame is seen.
 
     Returns:
         A number, differentiable in the weights of the score. Its minimum is not 0: z cannot be
@@ -48,7 +53,26 @@ def matching_loss(
         ValueError: for a wrong shape, a step that is not finite and > 0, or an unknown weight.
     """
     v, noise = perturb(x, t, generator)
-    return matching_error(score(v, t), noise, t, weight).square().mean()
+    if observed is None:
+        return matching_error(score(v, t), noise, t, weight).square().mean()
+    v = torch.where(observed[..., None], x, v)
+    error = matching_error(score(v, t, observed), noise, t, weight)
+    return missing_mean(error.square(), observed)
+
+
+def missing_mean(values: Tensor, observed: Tensor) -> Tensor:
+    """The average over entries of missing frames, without looking at the others.
+
+    Args:
+        values: (..., batch, N, d).
+        observed: (..., batch, N), True where a frame is seen.
+
+    Returns:
+        (...).
+    """
+    missing = (~observed).sum(dim=(-2, -1))
+    kept = values.masked_fill(observed[..., None], 0.0).sum(dim=(-3, -2, -1))
+    return kept / (missing * values.shape[-1])
 
 
 def matching_error(score: Tensor, noise: Tensor, t: float | Tensor, weight: str) -> Tensor:

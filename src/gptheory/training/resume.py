@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..data.law import KnownLaw, Law
+from ..data.masks import MaskLaw
 from ..support.files import DamagedFileError, load_arrays, provenance, save_arrays
 from ..support.progress import progress
 from ..support.validation import require_count
@@ -24,8 +25,13 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 200,
     show_progress: bool | None = None,
+    masks: Tensor | MaskLaw | None = None,
 ) -> TrainResult:
     """Train a score network by denoising score matching.
+
+    **With masks** it is an imputer that is trained, called as (v, t, observed): every sequence of a
+    batch comes with a mask of its own, and the loss is that of the frames which it hides (Algorithm
+    1 of Ye and Chen). The data are complete sequences.
 
     Data, diffusion steps and loss are computed in the dtype of the weights. The network obeys its
     caller: in ``with torch.autocast("cpu", torch.bfloat16): fit(...)`` its layers multiply in
@@ -43,7 +49,7 @@ def fit(
     network itself, and the averaged network that is returned is not compiled.
 
     Args:
-        model, data, config, law: see :class:`.Training`. It trains where the model is and in
+        model, data, config, law, masks: see :class:`.Training`. It trains where the model is and in
             the dtype of its weights.
         checkpoint: a file. If it exists, the run continues from it and ends with the same weights,
             bit for bit, as if it had never stopped (same machine, versions, threads, autocast and
@@ -57,12 +63,14 @@ def fit(
         The averaged model and the history; ``model`` itself holds the weights without averaging.
 
     Raises:
-        ValueError: for bad data or a model that does not fit it, or a checkpoint of another run.
+        ValueError: for bad data or a model that does not fit it, masks for a model that takes none
+            (or none for one that does), or a checkpoint of another run.
+        NotPSDError: with masks, for a process too smooth to be conditioned, which evaluations ask.
         DamagedFileError: for a damaged checkpoint.
         TrainingDivergedError: when the loss is not finite; the last good checkpoint is kept.
     """
     require_count("checkpoint_every", checkpoint_every)
-    training = Training(model, data, config, law)
+    training = Training(model, data, config, law, masks)
     saved = None
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(checkpoint, training)
