@@ -52,10 +52,10 @@ class Conditional:
         ValueError: as :meth:`.GaussianProcess.condition`.
     """
 
+    noise = 0.0  # variance of that on what was seen
+
     @lasting
-    def __init__(
-        self, process: GaussianProcess, x: Tensor, observed: Tensor, noisy: bool = False
-    ) -> None:
+    def __init__(self, process: GaussianProcess, x: Tensor, observed: Tensor) -> None:
         self._joint = process
         self.seq_len, self.dim = process.seq_len, process.dim
         require_floating("x", x, f"(batch, {self.seq_len}, {self.dim})")
@@ -66,7 +66,7 @@ class Conditional:
         whole = (len(x), self.seq_len, self.dim)
         observed = _as_mask(observed, whole).to(process.device)
         seen = observed if observed.ndim == 3 else observed[..., None]
-        _require_some(seen, noisy)
+        _require_some(seen, self.noise > 0)
         self._seen = seen.expand(whole).clone()
         x = x.detach().to(process.device, torch.float64)
         self._x = torch.where(self._seen, x, process.mean)
@@ -491,7 +491,7 @@ def _wrong_kind(observed: object) -> str:
     return message + "; of zeros and ones, pass observed.bool()"
 
 
-def _require_some(seen: Tensor, noisy: bool) -> None:
+def _require_some(seen: Tensor, noisy: bool = False) -> None:
     """Raise unless each sequence has something that was seen and something that is not known."""
     for kind, every, hint in (
         ("nothing is missing", seen.all(dim=2).all(dim=1), "there is nothing to condition"),

@@ -83,8 +83,8 @@ class ConditionalEntries(Conditional):
     def __init__(
         self, process: GaussianProcess, x: Tensor, observed: Tensor, noise: float = 0.0
     ) -> None:
-        super().__init__(process, x, observed, noise > 0)
-        self.noise = noise
+        self.noise = noise  # before what is missing is looked at: with noise nothing need be
+        super().__init__(process, x, observed)
         self._free = ~self._seen if noise == 0 else torch.ones_like(self._seen)
         values = process.temporal_spectrum[0]
         if noise == 0 and values[0] <= spectrum_rounding(values, process.temporal_dtype):
