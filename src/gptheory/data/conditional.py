@@ -99,7 +99,7 @@ class Conditional:
 
     @property
     def open_share(self) -> float:
-        """The share of all entries that are not known: 1 where what was seen is noisy."""
+        """Unknown entries as a share of all; 1 where there is noise."""
         return self._free.expand(self._seen.shape).double().mean().item()
 
     @property
